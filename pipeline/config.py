@@ -1,0 +1,192 @@
+"""The whole configuration, one tree of frozen models; unknown keys are refused.
+
+Everything outside `runtime` can change a result and enters a fingerprint through the stage that uses it; nothing inside
+`runtime` may. YAML files hold differences from these defaults, and the defaults are the paper's where it has a value
+(Bai & Ma 2025 and its released code). Reading files and `--set` is `config_load.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crate_model.config import ModelConfig
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TokensConfig(Section):
+    """Text to token shards. Paths may be globs, on a disk or `s3://`; the packaged corpus needs none."""
+
+    source: Literal["packaged", "jsonl", "parquet", "text", "huggingface"] = "packaged"
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()  # empty: documents are split by the hash of their text
+    val_fraction: Fraction = 0.05  # share of documents held out when `val` is empty
+    text_field: str = "text"
+    domain_field: str = "meta.pile_set_name"
+    drop_duplicates: bool = True  # exact copies of a val document are taken out of train
+    max_bad_fraction: Fraction = 0.001  # more unreadable documents than this stop the stage
+
+
+class PretrainConfig(Section):
+    """The paper's recipe (released code: AdamW, 2,000 warm-up steps, cosine to a tenth). Steps = total_tokens // batch_tokens."""
+
+    total_tokens: Positive = 157_286_400_000
+    batch_tokens: Positive = 262_144  # tokens an optimizer step, over all workers
+    learning_rate: float = Field(6e-4, gt=0)
+    min_learning_rate: float = Field(6e-5, ge=0)
+    warmup_steps: Count = 2000
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_fraction: Fraction = 0.2  # wsd only: last share of the steps, in which the rate falls
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = Field(0.1, ge=0)  # on tensors of two or more dimensions only
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    eval_every_steps: Count = 1000  # 0: only at the end
+    eval_tokens: Positive = 2_457_600  # of val, always the same ones
+    keep_log_spaced: bool = False  # keep checkpoints at steps 1, 2, 4, ... for interpretability over training
+    skip_spikes: bool = False  # leave out a step whose gradient norm is far above the recent ones; counted
+
+
+class EvaluateConfig(Section):
+    val_tokens: Count = 0  # 0: all of val
+    prompts: tuple[str, ...] = ("They saw some boats on the", "Beijing is the capital of")
+    top_words: Positive = 10
+
+
+class ActivationsConfig(Section):
+    """Which tokens the neurons are read on and which excerpts are kept (released code: 8,000 x 1024 tokens, 64 and 8 wide)."""
+
+    protocol: Literal["corrected", "paper"] = "corrected"
+    tokens: Positive = 8_192_000  # for the OpenAI metrics
+    window: Positive = 64  # tokens an excerpt
+    tokens_short: Positive = 819_200  # for the Anthropic metric
+    window_short: Positive = 8
+    top: Positive = 50  # excerpts kept a neuron: highest
+    random: Positive = 50  # excerpts kept a neuron: uniform
+    per_quantile: Positive = 20  # excerpts kept a neuron and quantile bin
+    batch_rows: Positive = 8  # rows a forward pass: its shape changes rounding, so it belongs to the result
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class SAEConfigSection(Section):
+    """Sparse autoencoders on a tap of each layer. Empty `expansions`: none are trained."""
+
+    expansions: tuple[Positive, ...] = ()  # features = expansion x d_code; the paper has 16
+    layers: tuple[int, ...] | Literal["all"] = "all"
+    tap: Literal["code", "out"] = "code"
+    variant: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
+    l1: float = Field(8e-5, ge=0)
+    k: Positive = 32  # topk and batchtopk: active features a token
+    total_tokens: Positive = 400_000_000
+    batch_tokens: Positive = 4096
+    buffer_tokens: Positive = 524_288
+    learning_rate: float = Field(4e-4, gt=0)
+    warmup_steps: Count = 1000
+    resample_steps: tuple[int, ...] = (10_000, 20_000, 50_000, 75_000, 100_000)
+    measure_tokens: Positive = 1_000_000
+
+
+class InterpretConfig(Section):
+    """Explain, simulate, score. The offline judge needs no LLM and is labelled as what it is: a token table."""
+
+    protocol: Literal["corrected", "paper"] = "corrected"
+    metrics: tuple[Literal["top_and_random", "random_only", "anthropic"], ...] = (
+        "top_and_random",
+        "random_only",
+        "anthropic",
+    )
+    explainer: Literal["token_table", "http", "transformers", "vllm"] = "token_table"
+    explainer_model: str = ""
+    explainer_revision: str = ""
+    simulator: Literal["token_table", "http", "transformers"] = "token_table"
+    simulator_model: str = ""
+    simulator_revision: str = ""
+    prompts: Literal["own", "openai"] = "own"
+    temperature: float = Field(0.0, ge=0)
+    max_explanation_tokens: Positive = 60
+    neurons_per_layer: Count = 0  # 0: all; otherwise a sample by hash
+    bootstrap: Positive = 1000
+
+
+class SteerEdit(Section):
+    layer: Count
+    neuron: Count
+    value: float
+    how: Literal["clamp", "add", "scale"] = "clamp"
+
+
+class SteerConfig(Section):
+    prompt: str = "1 2 3 4 5"
+    edits: tuple[SteerEdit, ...] = ()  # empty: the best-scored neurons of each layer, at their own maximum
+    neurons: Count = 4  # how many are drawn where `edits` is empty; 0: no steering stage
+    top_words: Positive = 10
+
+
+class ReportConfig(Section):
+    title: str = "CRATE and GPT-2"
+    neurons_per_layer: Positive = 8  # shown with excerpts
+    excerpts: Positive = 5
+
+
+class RuntimeConfig(Section):
+    """What must not change a result: places, workers, memory, who watches. Never in a fingerprint."""
+
+    store: str = "store"  # a folder or s3://bucket/prefix
+    mlflow_uri: str = ""  # empty: MLFLOW_TRACKING_URI, else a sqlite file in the store
+    ray_address: str = ""  # empty: RAY_ADDRESS (set inside a submitted job), else a private local cluster
+    cpus: Count = 0  # of the local cluster; 0: all of this machine
+    parallel_cells: Count = 0  # 0: as many as the cluster has room for
+    workers_per_cell: Count = 0  # trainers a model; 0: all GPUs of the cluster over parallel cells, 1 without a GPU
+    min_workers_per_cell: Count = 0  # above 0: elastic between this and workers_per_cell
+    gpus_per_worker: float = Field(1.0, gt=0)  # below 1: several small models share a GPU; used where there are GPUs
+    threads_per_worker: Count = 0  # 0: the cores of the cluster over the workers
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    offload_optimizer: bool = False
+    optimizer: Literal["auto", "apex", "deepspeed", "deepspeed_cpu", "torch_fused", "torch"] = "auto"
+    micro_batch: Count = 0  # windows a forward pass and worker; 0: fitted to the memory
+    activation_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_every_steps: Positive = 500
+    keep_checkpoints: Positive = 2
+    log_every_steps: Positive = 10
+    max_failures: Count = 3  # restarts of a trainer after a failure; preemptions do not count
+    judge_url: str = ""  # OpenAI-compatible endpoint; its key comes from CRATE_JUDGE_API_KEY or a secret file
+    judge_concurrency: Positive = 16
+    judge_budget: float = Field(0.0, ge=0)  # in the judge's price unit; 0: none
+    allow_number_generation: bool = False  # let a judge without prompt log-probabilities generate numbers instead
+
+
+GridValues = dict[str, tuple[Any, ...]]
+
+
+class Config(Section):
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: Count = 0
+    grid: tuple[GridValues, ...] = ()  # dotted key -> values; the cells are the products, several grids are joined
+    tokens: TokensConfig = TokensConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    activations: ActivationsConfig = ActivationsConfig()
+    sae: SAEConfigSection = SAEConfigSection()
+    interpret: InterpretConfig = InterpretConfig()
+    steer: SteerConfig = SteerConfig()
+    report: ReportConfig = ReportConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_grid_is_a_list_of_one(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("grid"), dict):
+            return {**values, "grid": [values["grid"]]}
+        return values

@@ -1,0 +1,73 @@
+"""The one door every room has.
+
+A stage makes one artifact from its settings and the artifacts it reads. Its `settings` are the part of the configuration
+that can change a bit of the result; they, and nothing else, are handed to `run` and enter the fingerprint. The `context`
+holds what must not matter: where things are stored, how many workers there are, who watches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.config import Config, RuntimeConfig
+from pipeline.progress import Progress
+from pipeline.tracking import TrackerSpec
+
+Summary = dict[str, Any]  # small JSON facts of an artifact (counts, final losses); kept in its manifest
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage may use and that must not change its result. Picklable: it travels to Ray workers."""
+
+    store: Store
+    runtime: RuntimeConfig
+    run_name: str
+    step_name: str  # e.g. "crate-1l/pretrain"
+    fingerprint: str
+    scratch: Path  # kept from one attempt to the next until the artifact is published: resume state, finished shards
+    tracker: TrackerSpec
+
+    def progress(self, total: float, unit: str) -> Progress:
+        """A progress line for this step; `total` in `unit`s."""
+        return Progress(self.store.run_folder(self.run_name) / "progress", self.step_name, total, unit)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of step. *name* is also the artifact's kind and folder.
+
+    `run(settings, inputs, out_folder, context) -> Summary` gets an empty folder and fills it; the DAG writes the manifest
+    last and publishes the folder in one rename. `version` is raised whenever the code would give other bits.
+    """
+
+    name: str
+    version: int
+    scope: Literal["sweep", "cell"]
+    reads: tuple[str, ...]  # stages whose artifacts it needs, by name; the inputs of `run` have the same keys
+    settings: type  # a frozen dataclass whose fields are names of Config's sections
+    run: Callable[[Any, Mapping[str, Artifact], Path, Context], Summary]
+    needed: Callable[[Config], bool] = lambda config: True  # False: this cell has no such step
+
+    def settings_of(self, config: Config) -> Any:
+        """The settings of this stage, cut out of the whole configuration by field name."""
+        return self.settings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(self.settings)})
+
+    def fingerprint(self, settings: Any, inputs: Mapping[str, str]) -> str:
+        """The first 32 hex digits of the sha256 of everything that decides the artifact's bits."""
+        recipe = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def canonical(settings: Any) -> Any:
+    """Settings as plain JSON values, so that equal settings have equal bytes whatever their Python types."""
+    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
