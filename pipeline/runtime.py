@@ -1,0 +1,199 @@
+"""The machine and the environment, read once and here only: devices, optional libraries, secrets, the Ray cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RuntimeConfig
+from pipeline.errors import ResourceError
+
+JUDGE_KEY = "CRATE_JUDGE_API_KEY"
+BUSY_CLUSTER_SECONDS = 60
+
+
+def judge_api_key() -> str | None:
+    """The judge's key from the environment, or from the file that CRATE_JUDGE_API_KEY_FILE names (a mounted secret)."""
+    if key := os.environ.get(JUDGE_KEY):
+        return key
+    path = os.environ.get(f"{JUDGE_KEY}_FILE")
+    return Path(path).read_text("utf-8").strip() if path else None
+
+
+def mlflow_uri(runtime: RuntimeConfig, store: Path) -> str:
+    """Where runs are tracked: the configuration, else MLFLOW_TRACKING_URI, else a sqlite file in the store."""
+    return runtime.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve()}/mlflow.db"
+
+
+def quiet_libraries() -> None:
+    """Settings that libraries read from the environment when they are imported; workers inherit them."""
+    quiet = {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_LOG_LEVEL": "error",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
+    """Join the cluster of `runtime.ray_address` or RAY_ADDRESS, else start a private one. Returns its total resources.
+
+    Raises ResourceError when the cluster cannot be joined or has nothing free for a minute.
+    """
+    quiet_libraries()
+    import ray
+
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        else:
+            _start_private_cluster(runtime)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ResourceError(
+            f"cannot {'join the Ray cluster at ' + address if address else 'start Ray here'}: {_first_line(error)}",
+            fix="Check that the address, its token (RAY_AUTH_TOKEN) and its Ray and Python versions are right, "
+            "or leave runtime.ray_address and RAY_ADDRESS empty for a private cluster.",
+        ) from error
+    _wait_for_room(address)
+    return ray.cluster_resources()
+
+
+def _start_private_cluster(runtime: RuntimeConfig) -> None:
+    import ray
+
+    # A token of its own, in the environment that only this cluster's processes inherit: nobody else may submit to it.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=runtime.cpus or None,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _temp_dir=str(Path(tempfile.gettempdir()) / f"crate-ray-{os.getuid()}"),
+    )
+
+
+def _wait_for_room(address: str) -> None:
+    import ray
+
+    deadline = time.monotonic() + BUSY_CLUSTER_SECONDS
+    while ray.available_resources().get("CPU", 0) < 1:
+        if time.monotonic() > deadline:
+            total = ray.cluster_resources().get("CPU", 0)
+            raise ResourceError(
+                f"the Ray cluster {address or 'here'} has {total:.0f} CPUs and none was free for {BUSY_CLUSTER_SECONDS} s",
+                fix="Wait for its other jobs, add nodes, or leave RAY_ADDRESS empty for a private cluster.",
+            )
+        time.sleep(0.5)
+
+
+def ray_log_folder() -> Path:
+    import ray
+
+    return Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs" if ray.is_initialized() else Path()
+
+
+def resolve(runtime: RuntimeConfig, resources: dict[str, float], n_cells: int) -> RuntimeConfig:
+    """Replace the zeros ("as many as there are") by numbers for this cluster.
+
+    Without GPUs: one worker a cell, as many cells side by side as there are cores, and the cores shared out as threads.
+    """
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    slots = int(gpus / runtime.gpus_per_worker) if gpus else cpus
+    parallel = runtime.parallel_cells or max(1, min(n_cells, slots // max(1, runtime.workers_per_cell)))
+    workers = runtime.workers_per_cell or (max(1, slots // parallel) if gpus else 1)
+    if workers > slots:
+        raise ResourceError(
+            f"runtime.workers_per_cell is {workers}, but the cluster has room for {slots}",
+            fix=f"Set it to {slots} or less, or 0 for what fits.",
+        )
+    threads = runtime.threads_per_worker or max(1, cpus // (parallel * workers))
+    return runtime.model_copy(
+        update={"parallel_cells": parallel, "workers_per_cell": workers, "threads_per_worker": threads, "cpus": cpus}
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what an artifact was made; kept in its manifest, never part of its identity."""
+    packages = ("torch", "deepspeed", "ray", "pyarrow", "tiktoken", "transformers")
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "git": git_revision(),
+        "versions": {name: package_version(name) for name in packages},
+    }
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The commit of this source tree, with `+` when it has changes; None outside a checkout."""
+    root = Path(__file__).parents[1]
+    if not shutil.which("git") or not (root / ".git").exists():
+        return None
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    results = [subprocess.run(c, cwd=root, capture_output=True, text=True, check=False) for c in commands]
+    if any(result.returncode for result in results):
+        return None
+    return results[0].stdout.strip() + ("+" if results[1].stdout.strip() else "")
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes where `path` will be, whether or not it is there yet."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def peak_rss_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
