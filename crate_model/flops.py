@@ -1,0 +1,57 @@
+"""Parameters, FLOPs and activation bytes of our implementation, in closed form. A multiply-add is two FLOPs; products only.
+
+Attention is counted dense, over the whole context, as is the custom (a kernel that uses causality does half of that part).
+The tests hold every formula to torch's traced count.
+"""
+
+from dataclasses import dataclass
+
+from crate_model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """total: every weight, the tied head once; total_without_positions: the convention of the paper's table;
+    non_embedding: the blocks and norms alone, without token and position tables."""
+
+    total: int
+    total_without_positions: int
+    non_embedding: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """CRATE: L((2 + n)d^2 + 5d) + 2d + Vd without positions; GPT-2: L((4 + 2n)d^2 + 2d) + d + Vd, plus its biases if any."""
+    d, h = config.d_model, config.d_code
+    if config.architecture == "crate":
+        block, final_norm = 2 * d * d + h * d + 5 * d, 2 * d
+    else:
+        biases = 2 * d + 3 * d + d + h + d if config.bias else 0
+        block, final_norm = 4 * d * d + 2 * h * d + 2 * d + biases, 2 * d if config.bias else d
+    body = config.n_layer * block + final_norm
+    tokens, positions = config.vocab_size * d, config.n_ctx * d
+    return ParameterCount(body + tokens + positions, body + tokens, body)
+
+
+def forward_flops_per_token(config: ModelConfig, n_ctx: int | None = None) -> int:
+    """FLOPs of one token's forward pass in a sequence of `n_ctx` tokens, the head included.
+
+    CRATE: L(4d^2 + 2t * 2dh + 4Td) + 2dV: every ISTA step and the synthesis use the dictionary, 2t products in all.
+    GPT-2: L(8d^2 + 4dh + 4Td) + 2dV.
+    """
+    d, h, context = config.d_model, config.d_code, n_ctx or config.n_ctx
+    if config.architecture == "crate":
+        block = 4 * d * d + 2 * config.n_ista_steps * 2 * d * h
+    else:
+        block = 8 * d * d + 4 * d * h
+    return config.n_layer * (block + 4 * context * d) + 2 * d * config.vocab_size
+
+
+def train_flops_per_token(config: ModelConfig, n_ctx: int | None = None) -> int:
+    """Forward and backward: three times the forward, since every product has two gradient products and none is repeated."""
+    return 3 * forward_flops_per_token(config, n_ctx)
+
+
+def six_n_flops_per_token(config: ModelConfig) -> int:
+    """The usual estimate 6N + 12LdT, shown beside the truth: too low for CRATE, which uses its dictionary 2t times a token."""
+    n = count_parameters(config).total_without_positions
+    return 6 * n + 12 * config.n_layer * config.d_model * config.n_ctx

@@ -1,0 +1,72 @@
+"""Which arithmetic a device is good at, asked once, and matrix products that follow the answer.
+
+bfloat16 halves memory everywhere, but a CPU without AVX512-BF16, AMX or Arm BF16 multiplies it by software emulation, some ten
+times slower than float32. There the operands are widened, multiplied in float32 and the result is rounded to bfloat16: the
+same rounding of the result as a native bfloat16 product with float32 accumulation, at float32's speed.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+@functools.cache
+def fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX-BF16 or Arm BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    if any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    return capabilities.get("architecture") != "x86_64" and cpuinfo.exists() and " bf16 " in cpuinfo.read_text()
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype that trains fastest on `device`: bfloat16 where the hardware multiplies it, else float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if kind == "cpu" and fast_bf16() else torch.float32
+
+
+def widens(tensor: Tensor) -> bool:
+    """Whether products of `tensor` are computed in float32 and rounded: bfloat16 or float16 on a CPU without native products."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not fast_bf16()
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to the autocast dtype where autocast is on, as torch does for its own linear layers; else the tensors as they are."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` for x (..., in), weight (out, in): torch's own, or widened where that is faster."""
+    if not widens(x):
+        return torch.nn.functional.linear(x, weight, bias)
+    if bias is None:
+        return _WideLinear.apply(x, weight)
+    return _WideLinear.apply(x, weight) + bias
+
+
+class _WideLinear(torch.autograd.Function):
+    """A linear layer whose three products run in float32 while everything kept or returned stays narrow."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return (x.float() @ weight.float().T).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        wide = gradient.float()
+        grad_x = (wide @ weight.float()).to(x.dtype)
+        grad_weight = wide.flatten(0, -2).T @ x.float().flatten(0, -2)
+        return grad_x, grad_weight.to(weight.dtype)
