@@ -37,6 +37,11 @@ class Context:
     scratch: Path  # kept from one attempt to the next until the artifact is published: resume state, finished shards
     tracker: TrackerSpec
 
+    @property
+    def stop_file(self) -> Path:
+        """There when a person or the cluster asked this sweep to stop: save what is done, and leave."""
+        return self.store.run_folder(self.run_name) / "stop"
+
     def progress(self, total: float, unit: str) -> Progress:
         """A progress line for this step; `total` in `unit`s."""
         return Progress(self.store.run_folder(self.run_name) / "progress", self.step_name, total, unit)
@@ -57,6 +62,7 @@ class Stage:
     settings: type  # a frozen dataclass whose fields are names of Config's sections
     run: Callable[[Any, Mapping[str, Artifact], Path, Context], Summary]
     needed: Callable[[Config], bool] = lambda config: True  # False: this cell has no such step
+    computes: bool = False  # True: `run` itself computes, on one CPU (and a GPU where there is one); False: it starts workers
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""

@@ -6,11 +6,14 @@ Publishing is one rename, after the manifest: a crash leaves nothing half-made t
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,20 @@ class Store:
         folder = self.root / ".making" / f"{fingerprint}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         return folder
+
+    @contextlib.contextmanager
+    def claim(self, fingerprint: str) -> Iterator[None]:
+        """Hold the right to make this artifact. Another maker, in whatever sweep, is waited for; a dead one holds nothing."""
+        path = self.root / ".locks" / fingerprint
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(1)
+            yield
 
     def run_folder(self, run_name: str) -> Path:
         return self.root / "runs" / run_name

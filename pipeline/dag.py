@@ -1,0 +1,156 @@
+"""The table of contents: every stage in order, and the steps that a configuration asks for.
+
+A step is a stage at one cell. Its fingerprint follows from its settings and its inputs' fingerprints, so the whole plan is
+known before anything runs: what is kept, what is made, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crate_model.flops import train_flops_per_token
+from pipeline.activations.stage import ACTIVATIONS, FEATURES
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.config_load import Cell, LoadedConfig
+from pipeline.evaluate.stage import STAGE as EVALUATE
+from pipeline.interpret.stage import INTERPRET, INTERPRET_FEATURES
+from pipeline.pretrain.stage import STAGE as PRETRAIN
+from pipeline.report.stage import STAGE as REPORT
+from pipeline.report.stage import Outcome, ReportSettings
+from pipeline.sae.stage import STAGE as SAE
+from pipeline.stage import Stage, canonical
+from pipeline.steer.stage import STAGE as STEER
+from pipeline.tokens.stage import STAGE as TOKENS
+
+STAGES: tuple[Stage, ...] = (
+    TOKENS,
+    PRETRAIN,
+    EVALUATE,
+    ACTIVATIONS,
+    SAE,
+    FEATURES,
+    INTERPRET,
+    INTERPRET_FEATURES,
+    STEER,
+    REPORT,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage at one cell. `inputs` maps the stages it reads to the names of their steps."""
+
+    name: str  # "tokens", "crate-1l/pretrain"
+    stage: Stage
+    cell: str  # empty for steps of the whole sweep
+    settings: Any
+    inputs: dict[str, str]
+    fingerprint: str
+    input_fingerprints: dict[str, str]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the manifest says of identity."""
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "fingerprint": self.fingerprint,
+            "settings": canonical(self.settings),
+            "inputs": self.input_fingerprints,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in an order in which every input comes first, without the report, which depends on how they end."""
+
+    name: str
+    loaded: LoadedConfig
+    cells: tuple[Cell, ...]  # largest first
+    steps: dict[str, Step]
+
+    def of_cell(self, cell: str) -> list[Step]:
+        return [step for step in self.steps.values() if step.cell == cell]
+
+
+def plan(loaded: LoadedConfig) -> Plan:
+    """The steps of every cell, cells with the most training FLOPs first."""
+    cells = sorted(loaded.cells(), key=lambda cell: (-training_flops(cell), cell.name))
+    steps: dict[str, Step] = {}
+    for stage in STAGES:
+        if stage.scope == "sweep" and stage is not REPORT:
+            _add(steps, stage, Cell("", loaded.config))
+    for cell in cells:
+        for stage in STAGES:
+            if stage.scope == "cell" and stage.needed(cell.config):
+                _add(steps, stage, cell)
+    return Plan(loaded.config.name, loaded, tuple(cells), steps)
+
+
+def training_flops(cell: Cell) -> float:
+    return train_flops_per_token(cell.config.model) * cell.config.pretrain.total_tokens
+
+
+def step_name(stage: str, cell: str) -> str:
+    return f"{cell}/{stage}" if cell else stage
+
+
+def _add(steps: dict[str, Step], stage: Stage, cell: Cell) -> None:
+    inputs = {}
+    for read in stage.reads:
+        inputs[read] = read if read in steps else step_name(read, cell.name)
+    settings = stage.settings_of(cell.config)
+    fingerprints = {read: steps[name].fingerprint for read, name in inputs.items()}
+    fingerprint = stage.fingerprint(settings, fingerprints)
+    name = step_name(stage.name, cell.name)
+    steps[name] = Step(name, stage, cell.name, settings, inputs, fingerprint, fingerprints)
+
+
+def report_step(whole: Plan, made: Mapping[str, Artifact], missing: Mapping[str, str]) -> Step:
+    """The report over what was made; `missing` gives the reason for every step that was not."""
+    outcomes = tuple(
+        Outcome(
+            cell.name,
+            {k: v for k, v in canonical(cell.config).items() if k not in ("runtime", "grid", "report", "name")},
+            {s.stage.name: missing[s.name] for s in whole.of_cell(cell.name) if s.name in missing},
+        )
+        for cell in sorted(whole.cells, key=lambda cell: cell.name)
+    )
+    settings = ReportSettings(whole.name, whole.loaded.config.report, outcomes)
+    fingerprints = {name: artifact.fingerprint for name, artifact in sorted(made.items())}
+    fingerprint = REPORT.fingerprint(settings, fingerprints)
+    return Step("report", REPORT, "", settings, {name: name for name in fingerprints}, fingerprint, fingerprints)
+
+
+def kept(whole: Plan, store: Store) -> dict[str, Artifact]:
+    """The planned artifacts that the store has already."""
+    found = {name: store.find(step.stage.name, step.fingerprint) for name, step in whole.steps.items()}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def why_made(step: Step, store: Store) -> str:
+    """Why a step is not kept: nothing like it yet, or what in its recipe differs from the nearest one there is."""
+    folder = store.root / step.stage.name
+    recipes = [store.get(step.stage.name, path.name).manifest for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
+    if not recipes:
+        return "not made yet"
+    own = step.recipe
+    differences = [_differences(own, dataclasses.asdict(manifest)) for manifest in recipes]
+    return "differs in " + ", ".join(min(differences, key=len)[:3])
+
+
+def _differences(own: dict[str, Any], other: dict[str, Any], above: str = "") -> list[str]:
+    """Dotted keys of settings, inputs and version at which two recipes differ."""
+    keys = ("settings", "inputs", "version") if not above else tuple(own.keys() | other.keys())
+    found = []
+    for key in sorted(keys):
+        mine, theirs = own.get(key), other.get(key)
+        if mine == theirs:
+            continue
+        name = f"{above}.{key}" if above else key
+        nested = isinstance(mine, dict) and isinstance(theirs, dict)
+        found += _differences(mine, theirs, name) if nested else [name.removeprefix("settings.")]
+    return found
