@@ -57,7 +57,10 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Load
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {override}: not of the form key=value", fix="Write for example --set pretrain.batch_tokens=2048.")
+            raise ConfigError(
+                f"--set {override}: not of the form key=value",
+                fix="Write for example --set pretrain.batch_tokens=2048.",
+            )
         keys = tuple(key.strip().split("."))
         tree = _with_value(tree, keys, _parse_value(text, override))
         places[keys] = f"--set {override}"
@@ -71,7 +74,9 @@ def _parse_value(text: str, override: str) -> Any:
     try:
         return _number(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is no YAML", fix="Quote it, or write a plain number or word.") from error
+        raise ConfigError(
+            f"--set {override}: the value is no YAML", fix="Quote it, or write a plain number or word."
+        ) from error
 
 
 def _number(value: Any) -> Any:
@@ -89,13 +94,17 @@ def _read_yaml(path: Path) -> tuple[Tree, Places]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}", fix="Name a YAML file, e.g. configs/quickstart.yaml.") from error
+        raise ConfigError(
+            f"cannot read the configuration {path}: {reason}", fix="Name a YAML file, e.g. configs/quickstart.yaml."
+        ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}", fix="Correct the line.") from error
+        raise ConfigError(
+            f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}", fix="Correct the line."
+        ) from error
     places: Places = {}
     tree = {} if node is None else _to_python(node, path, (), places)
     if not isinstance(tree, dict):

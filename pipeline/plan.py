@@ -50,7 +50,13 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact]) -> dict[str, 
         }
         for step in plan.steps.values()
     ]
-    return {"name": plan.name, "store": str(store.root), "training_flops_per_second": rate, "cells": cells, "steps": steps}
+    return {
+        "name": plan.name,
+        "store": str(store.root),
+        "training_flops_per_second": rate,
+        "cells": cells,
+        "steps": steps,
+    }
 
 
 def training_rate(store: Store) -> float:
@@ -95,7 +101,9 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     made = [step for step in rows["steps"] if step["status"] == "make"]
-    console.print(f"{len(rows['steps']) - len(made)} of {len(rows['steps'])} steps are kept, {len(made)} would be made, then the report.")
+    console.print(
+        f"{len(rows['steps']) - len(made)} of {len(rows['steps'])} steps are kept, {len(made)} would be made, then the report."
+    )
     reasons: dict[str, list[str]] = {}
     for step in made:
         reasons.setdefault(step["why"], []).append(step["name"])

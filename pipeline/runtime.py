@@ -113,7 +113,9 @@ def _wait_for_room(address: str) -> None:
 def ray_log_folder() -> Path:
     import ray
 
-    return Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs" if ray.is_initialized() else Path()
+    return (
+        Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs" if ray.is_initialized() else Path()
+    )
 
 
 def resolve(runtime: RuntimeConfig, resources: dict[str, float], n_cells: int) -> RuntimeConfig:

@@ -62,7 +62,9 @@ class Stage:
     settings: type  # a frozen dataclass whose fields are names of Config's sections
     run: Callable[[Any, Mapping[str, Artifact], Path, Context], Summary]
     needed: Callable[[Config], bool] = lambda config: True  # False: this cell has no such step
-    computes: bool = False  # True: `run` itself computes, on one CPU (and a GPU where there is one); False: it starts workers
+    computes: bool = (
+        False  # True: `run` itself computes, on one CPU (and a GPU where there is one); False: it starts workers
+    )
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""

@@ -156,5 +156,7 @@ def _write_durably(path: Path, text: str) -> None:
 def disk_error(error: OSError, path: Path) -> ResourceError:
     """An OSError while writing, told with the place and, when the disk is full, with what is free there."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"no space left on the disk of {path}", fix="Free some space, or set runtime.store elsewhere.")
+        return ResourceError(
+            f"no space left on the disk of {path}", fix="Free some space, or set runtime.store elsewhere."
+        )
     return ResourceError(f"cannot write {path}: {error.strerror or error}", fix="Check the folder's owner and rights.")

@@ -1,0 +1,54 @@
+# `make sweep` runs the whole study in small, `make test` the tests; both set everything up first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+TORCH := torch==2.13.0
+# uv reads none of pip's settings: hand it the folder of local wheels, if pip has one.
+UV_FIND_LINKS ?= $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null || printenv PIP_FIND_LINKS)
+export UV_FIND_LINKS
+export KUBERAY_CRD_DIR ?= $(wildcard ../shared/kuberay-crds)
+CONFIG ?= configs/quickstart.yaml
+
+.PHONY: sweep test check setup mlflow bench lock format clean
+
+sweep: setup
+	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+
+mlflow: setup
+	@echo "MLflow: http://127.0.0.1:5000"
+	$(BIN)/python -m mlflow server --backend-store-uri sqlite:///store/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+bench: setup
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+format: setup
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+# torch first and pinned: pip takes a CPU wheel where one is at hand, and the CUDA build elsewhere; nothing after it may change it.
+setup: .venv/installed
+.venv/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here"; echo "  Install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv (about three minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv==0.13.9
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(TORCH) -r requirements.lock \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
+	@touch $@
+
+# Two locks, renewed together: everything but torch and its CUDA libraries for any machine, and all of it, hashed, for a GPU cluster.
+COMPILE := -m uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+lock: setup
+	$(BIN)/python $(COMPILE) --extra dev --universal --quiet | grep -vE '^(torch|nvidia-|cuda-)' > requirements.lock
+	UV_FIND_LINKS= $(BIN)/python $(COMPILE) --python-platform linux --generate-hashes --quiet > cluster/requirements-gpu.lock
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,75 @@
+"""A sweep looked at from outside, through its folder in the store: `status` and `verify`, and opening a cell's artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.errors import ArtifactError
+from pipeline.progress import read_progress
+
+ALIVE_SECONDS = 60  # a step that wrote no progress for so long is called quiet
+
+
+def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:
+    """The recipes of a run's steps by step name. Raises ArtifactError when there is no such run."""
+    path = store.run_folder(run) / "plan.json"
+    if not path.is_file():
+        runs = sorted(p.name for p in (store.root / "runs").glob("*"))
+        raise ArtifactError(
+            f"{store.root} holds no run {run!r}", fix=f"It has: {', '.join(runs) or 'none'}. Is --store right?"
+        )
+    return json.loads(path.read_text("utf-8"))["steps"]
+
+
+def artifact_of(store: Store, run: str, step: str) -> Artifact:
+    """The artifact of one step of a run, e.g. ("quickstart", "crate-1l/pretrain"). Raises ArtifactError."""
+    recipes = planned(store, run)
+    if step not in recipes:
+        raise ArtifactError(f"the run {run!r} has no step {step!r}", fix=f"It has: {', '.join(recipes)}.")
+    recipe = recipes[step]
+    artifact = store.find(recipe["stage"], recipe["fingerprint"])
+    if artifact is None:
+        raise ArtifactError(
+            f"{step} of {run!r} is not made yet", fix="Run the sweep, or wait for it: `status` says how far it is."
+        )
+    return artifact
+
+
+def show_status(root: Path, run: str) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.watch import duration, progress_text
+
+    store = Store(root)
+    recipes, states = planned(store, run), read_progress(store.run_folder(run) / "progress")
+    table = Table(title=f"{run}", title_justify="left")
+    for column in ("step", "state", "progress"):
+        table.add_column(column)
+    n_made = 0
+    for name, recipe in recipes.items():
+        state = states.get(name)
+        if store.find(recipe["stage"], recipe["fingerprint"]):
+            n_made += 1
+            table.add_row(name, "[green]made[/]", "")
+        elif state:
+            quiet = time.time() - state.updated
+            word = "running" if quiet < ALIVE_SECONDS else f"quiet for {duration(quiet)}"
+            table.add_row(name, word, progress_text(state))
+        else:
+            table.add_row(name, "[dim]waiting[/]", "")
+    Console().print(table, f"{n_made} of {len(recipes)} steps are made.")
+    return 0
+
+
+def verify(root: Path, run: str) -> int:
+    store = Store(root)
+    for name in planned(store, run):
+        artifact = artifact_of(store, run, name)
+        artifact.verify()
+        print(f"whole  {name}  {artifact.manifest.total_bytes:,} bytes in {len(artifact.manifest.files)} files")
+    return 0

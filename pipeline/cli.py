@@ -1,0 +1,79 @@
+"""Commands about a sweep: `python -m pipeline <command>`. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import sweep
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Train, read and explain CRATE and GPT-2 language models."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (help_text, add, _) in COMMANDS.items():
+        add(commands.add_parser(name, help=help_text, description=help_text))
+        commands.choices[name].set_defaults(command=name)
+    options = parser.parse_args(arguments)
+    call: Command = COMMANDS[options.command][2]
+    return sweep.guarded(lambda: call(options))
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, metavar="NAME", help="the sweep's name (its folder in store/runs)")
+    parser.add_argument("--store", type=Path, default=Path("store"))
+
+
+def _cell_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--cell", required=True, help="e.g. crate-1l")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+
+
+def _show(options: argparse.Namespace) -> int:
+    from pipeline.config_load import describe, load_config
+
+    for key, value, place in describe(load_config(options.config, options.set)):
+        print(f"{key} = {value!r}    [{place}]")
+    return 0
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, default=Path("store"))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pipeline.doctor import examine
+
+    return examine(options.store)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from pipeline.browse import show_status
+
+    return show_status(options.store, options.run)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pipeline.browse import verify
+
+    return verify(options.store, options.run)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command]] = {
+    "sweep": ("run a whole study (the same as pipeline/sweep.py)", sweep.add_arguments, sweep.run),
+    "show": ("print every value of a configuration and where it comes from", _show_arguments, _show),
+    "doctor": ("say what this machine offers and what would be used", _doctor_arguments, _doctor),
+    "status": ("say how far a sweep is, from the store alone", _run_arguments, _status),
+    "verify": ("hash every artifact of a sweep against its manifest", _run_arguments, _verify),
+}

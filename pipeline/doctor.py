@@ -1,0 +1,79 @@
+"""`python -m pipeline doctor`: what this machine offers, and what a sweep here would use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline import runtime
+
+WANTED_FREE_BYTES = 5e9
+
+
+def examine(store: Path) -> int:
+    """Print one line a fact; 1 when something is missing without which nothing runs."""
+    import torch
+
+    facts: list[tuple[str, str, bool]] = []
+    versions = {
+        name: runtime.package_version(name) for name in ("torch", "deepspeed", "ray", "mlflow", "pyarrow", "tiktoken")
+    }
+    for name, version in versions.items():
+        facts.append((name, version or "missing: run `make setup`", version is not None))
+    facts.append(("processor", f"{runtime.processor_name()}, {os.cpu_count()} cores", True))
+    facts.append(("GPU", _gpus(torch), True))
+    facts.append(("bf16 here", _bf16(torch), True))
+    facts.append(("apex", _apex(torch), True))
+    facts.append(("DeepSpeed operations", _deepspeed_ops(torch), True))
+    facts.append(
+        ("triton", runtime.package_version("triton") or "not installed: torch's own operations are used", True)
+    )
+    facts.append(("fast tokenizer", "fastokens" if runtime.has_module("fastokens") else "absent: tiktoken alone", True))
+    free = runtime.free_disk_bytes(store.absolute())
+    facts.append(("disk for the store", f"{free / 1e9:.0f} GB free at {store}", free > WANTED_FREE_BYTES))
+    facts.append(
+        (
+            "judge key",
+            "set" if runtime.judge_api_key() else f"not set ({runtime.JUDGE_KEY}); the offline judge needs none",
+            True,
+        )
+    )
+    for name, text, good in facts:
+        print(f"{'ok ' if good else 'BAD'}  {name:<22}{text}")
+    return 0 if all(good for _, _, good in facts) else 4
+
+
+def _gpus(torch) -> str:
+    if not torch.cuda.is_available():
+        return "none: everything runs on the processor"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _bf16(torch) -> str:
+    from crate_model.ops.precision import fast_bf16
+
+    if torch.cuda.is_available():
+        return (
+            "native on the GPU" if torch.cuda.is_bf16_supported() else "slow on this GPU: set pretrain.precision=fp16"
+        )
+    return "native" if fast_bf16() else "stored as bf16, multiplied in float32 (no native bf16 in this processor)"
+
+
+def _apex(torch) -> str:
+    """NVIDIA's apex is known by its compiled extension; PyPI's package of that name is something else."""
+    if runtime.has_module("amp_C"):
+        return "NVIDIA apex with fused optimizers" + ("" if torch.cuda.is_available() else ", of no use without a GPU")
+    return (
+        "another package of that name, not NVIDIA's"
+        if runtime.has_module("apex")
+        else "absent: torch's fused AdamW is used"
+    )
+
+
+def _deepspeed_ops(torch) -> str:
+    if not torch.cuda.is_available():
+        return "none needed on the processor"
+    from deepspeed.git_version_info import installed_ops
+
+    built = [name for name, there in installed_ops.items() if there]
+    return ", ".join(built) if built else "none prebuilt: torch's fused AdamW is used unless you ask for another"

@@ -1,0 +1,251 @@
+"""The whole study in one command: `python pipeline/sweep.py --config configs/quickstart.yaml`.
+
+Configuration -> plan -> Ray DAG -> report. Run it again and what is done is kept; kill it anywhere and run it again and it
+goes on. `--plan` says what it would do, and does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a script: the repository's root is what imports start from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.config_load import LoadedConfig, load_config
+from pipeline.errors import ArtifactError, CrateError
+
+EXIT_INCOMPLETE = 10  # some cell failed; the report says which
+STOPPED_BY_SIGNAL = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, e.g. configs/quickstart.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. pretrain.batch_tokens=2048"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would be kept and made, and stop")
+    parser.add_argument("--json", action="store_true", help="with --plan: print it as JSON")
+    parser.add_argument("--max-gpu-hours", type=float, help="refuse to start a sweep that would train longer than this")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__.partition("\n")[0])
+    add_arguments(parser)
+    return guarded(lambda: run(parser.parse_args(arguments)))
+
+
+def guarded(call: Any) -> int:
+    """Run `call`; a CrateError becomes its two lines on stderr and its exit code."""
+    try:
+        return call()
+    except CrateError as error:
+        print(f"error: {error.what}\n  {error.fix}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return STOPPED_BY_SIGNAL + signal.SIGINT
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    loaded = load_config(options.config, options.set)
+    console = Console(soft_wrap=True)
+    if options.plan or options.max_gpu_hours is not None:
+        rows = _plan_rows(loaded)
+        _refuse_above(options.max_gpu_hours, rows)
+        if options.plan:
+            return _show_plan(rows, options.json, console)
+    return Sweep(loaded, console).run()
+
+
+def _plan_rows(loaded: LoadedConfig) -> dict[str, Any]:
+    from pipeline.artifacts.store import Store
+    from pipeline.dag import kept, plan
+    from pipeline.plan import plan_rows
+
+    store = Store(Path(loaded.config.runtime.store))
+    whole = plan(loaded)
+    return plan_rows(whole, store, kept(whole, store))
+
+
+def _show_plan(rows: dict[str, Any], as_json: bool, console: Any) -> int:
+    from pipeline.plan import print_plan
+
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_plan(rows, console)
+    return 0
+
+
+def _refuse_above(max_gpu_hours: float | None, rows: dict[str, Any]) -> None:
+    hours = sum(cell["training_seconds"] for cell in rows["cells"]) / 3600
+    if max_gpu_hours is not None and hours > max_gpu_hours:
+        from pipeline.errors import ResourceError
+
+        raise ResourceError(
+            f"this sweep would train for about {hours:.1f} device-hours, more than --max-gpu-hours {max_gpu_hours}",
+            fix="Make the grid or pretrain.total_tokens smaller, or raise the limit. `--plan` shows each cell's share.",
+        )
+
+
+@dataclass
+class Sweep:
+    """One run of a configuration: plan, connect, execute, report."""
+
+    loaded: LoadedConfig
+    console: Any
+
+    def run(self) -> int:
+        from pipeline.artifacts.store import Store
+        from pipeline.dag import kept, plan
+
+        config = self.loaded.config
+        self.store = Store(Path(config.runtime.store))
+        self.folder = self.store.run_folder(config.name)
+        self.plan = plan(self.loaded)
+        self._prepare_folder()
+        self.kept = kept(self.plan, self.store)
+        for name, artifact in self.kept.items():
+            self._verify(name, artifact)
+        to_make = len(self.plan.steps) - len(self.kept)
+        self.console.print(
+            f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.plan.steps)} steps: "
+            f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.root})",
+            highlight=False,
+        )
+        if to_make == 0 and (done := self._finished_report()):
+            return self._say_end(done, {})
+        return self._execute()
+
+    def _prepare_folder(self) -> None:
+        from pipeline.artifacts.store import disk_error
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "stop").unlink(missing_ok=True)
+            _write_json(
+                self.folder / "plan.json",
+                {"name": self.plan.name, "steps": {s.name: s.recipe for s in self.plan.steps.values()}},
+            )
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def _verify(self, name: str, artifact: Any) -> None:
+        """A kept artifact is hashed before anything is built on it, unless its files are as they were when last hashed."""
+        from pipeline.artifacts.verified import verify_once
+
+        try:
+            verify_once(self.store, artifact)
+        except ArtifactError as error:
+            raise ArtifactError(f"{name}: {error.what}", fix=error.fix) from error
+
+    def _finished_report(self) -> Any:
+        from pipeline.dag import report_step
+
+        step = report_step(self.plan, self.kept, {})
+        return self.store.find(step.stage.name, step.fingerprint)
+
+    def _execute(self) -> int:
+        from pipeline import runtime
+        from pipeline.dag import report_step
+        from pipeline.execute import Execution, run_step
+        from pipeline.stage import Context
+        from pipeline.sweep_tracking import SweepTracking
+        from pipeline.watch import Watch
+
+        config = self.loaded.config
+        uri = runtime.mlflow_uri(config.runtime, self.store.root)
+        with SweepTracking.start(uri, self.plan, self.folder) as tracking, _cluster(config.runtime) as resources:
+            resolved = runtime.resolve(config.runtime, resources, len(self.plan.cells))
+            self.console.print(f"logs: {runtime.ray_log_folder()}   MLflow: {tracking.shown_uri}", highlight=False)
+            base = Context(self.store, resolved, config.name, "", "", self.folder, tracking.parent)
+            with Watch(self.folder / "progress", self.console) as watch, _stop_file(self.folder / "stop", self.console):
+
+                def on_result(result: Any) -> None:
+                    watch.ended(result)
+                    tracking.ended(result)
+                    if result.artifact:
+                        self.store.link(config.name, result.step, result.artifact)
+
+                execution = Execution(self.plan, base, self.kept, tracking.cells, on_result, watch.tick)
+                results = execution.run()
+                if (self.folder / "stop").exists():
+                    self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
+                    return STOPPED_BY_SIGNAL + signal.SIGTERM
+                for name, artifact in self.kept.items():
+                    self.store.link(config.name, name, artifact)
+                missing = {name: result.missing for name, result in results.items() if result.missing}
+                made = {name: result.artifact for name, result in results.items() if result.artifact}
+                step = report_step(self.plan, made, missing)
+                inputs = [results[name] for name in step.inputs]
+                scratch = self.store.scratch_folder(step.fingerprint)
+                context = Context(
+                    self.store, resolved, config.name, step.name, step.fingerprint, scratch, tracking.parent
+                )
+                report = run_step(step, context, *inputs)
+                on_result(report)
+            if report.error:
+                raise report.error
+            tracking.finish(report.artifact, missing)
+            return self._say_end(report.artifact, missing)
+
+    def _say_end(self, report: Any, missing: dict[str, str]) -> int:
+        link = self.store.link(self.loaded.config.name, "report", report)
+        for name, reason in missing.items():
+            self.console.print(f"[red]missing[/] {name}: {reason}", highlight=False)
+        self.console.print(f"report: {link / 'index.html'}", highlight=False)
+        return EXIT_INCOMPLETE if missing else 0
+
+
+@contextlib.contextmanager
+def _cluster(settings: Any) -> Iterator[dict[str, float]]:
+    import ray
+
+    from pipeline import runtime
+
+    resources = runtime.connect_ray(settings)
+    try:
+        yield resources
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stop_file(path: Path, console: Any) -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into a request that every step sees; a second Ctrl-C leaves at once."""
+
+    def request(number: int, frame: Any) -> None:
+        if path.exists() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        path.touch()
+        console.print("Stopping: the steps under way save what they have (Ctrl-C again to leave at once).")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
