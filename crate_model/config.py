@@ -79,3 +79,22 @@ class ModelConfig:
         changed = [name for name, default in crate_only.items() if getattr(self, name) != default]
         if changed:
             raise ValueError(f"{', '.join(changed)} only shape(s) CRATE: remove, or set architecture: crate")
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """The shape of one sparse autoencoder. Raises ValueError for a combination that is none."""
+
+    d_in: int  # width of the tap it reads; the paper's is d_code = 512
+    d_sae: int  # features; the paper's are 1, 4 or 16 times d_in
+    variant: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"  # the paper's is relu with an L1 penalty
+    k: int = 32  # active features a token (topk) or on average (batchtopk); not used by the others
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae", "k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+        if self.variant not in ("relu", "topk", "batchtopk", "jumprelu"):
+            raise ValueError(f"variant is {self.variant!r}: choose 'relu', 'topk', 'batchtopk' or 'jumprelu'")
+        if self.variant in ("topk", "batchtopk") and self.k > self.d_sae:
+            raise ValueError(f"k {self.k} is more than the {self.d_sae} features there are: choose a smaller k")
