@@ -126,8 +126,8 @@ def _to_python(node: yaml.Node, path: Path, keys: tuple[str, ...], places: Place
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_to_python(child, path, (*keys, str(i)), places) for i, child in enumerate(node.value)]
-    loader = yaml.SafeLoader("")
-    return _number(loader.construct_object(node)) if node.style is None else loader.construct_object(node)
+    value = yaml.SafeLoader("").construct_object(node)
+    return _number(value) if isinstance(node, yaml.ScalarNode) and node.style is None else value
 
 
 def _with_value(tree: Tree, keys: tuple[str, ...], value: Any) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import platform
 import secrets
@@ -66,7 +67,7 @@ def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             _start_private_cluster(runtime)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -91,7 +92,7 @@ def _start_private_cluster(runtime: RuntimeConfig) -> None:
         num_cpus=runtime.cpus or None,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         _temp_dir=str(Path(tempfile.gettempdir()) / f"crate-ray-{os.getuid()}"),
     )
 

@@ -1,7 +1,8 @@
 """What a room may tell the experiment tracker, and no more. MLflow itself lives in `mlflow_tracker.py`.
 
-A `TrackerSpec` is plain data that travels to workers; `open()` gives the tracker of this step's cell. Tracking never stops
-a run: a tracker that cannot reach its server spools to disk.
+A `TrackerSpec` is plain data that travels to workers; `open()` gives the tracker of this step's cell. A tracker only
+appends to files in the sweep's spool folder (`tracking_spool.py`); a process beside the driver sends them to the server.
+So tracking costs a training step the same, which is next to nothing, whether the server is near, slow or down.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ class Tracker(Protocol):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Named numbers at a step (for training: tokens seen). Names are `room/what`."""
 
-    def params(self, values: Mapping[str, Any]) -> None: ...
+    def params(self, values: Mapping[str, Any]) -> None:
+        """What was chosen and stays so for the whole run, e.g. the optimizer really used."""
 
-    def tags(self, values: Mapping[str, str]) -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None:
+        """What may change from one attempt to the next."""
 
     def file(self, path: Path, folder: str = "") -> None:
-        """Keep a file (a figure, a table) with the run."""
+        """Keep a copy of a file (a figure, a table) with the run."""
 
     def close(self) -> None: ...
 
@@ -34,15 +37,15 @@ class TrackerSpec:
 
     uri: str = ""
     experiment: str = ""
-    run_id: str = ""  # of the cell (or of the parent, for sweep-wide steps)
-    spool: str = ""  # folder for what could not be sent yet
+    run_id: str = ""  # of the cell (or of the parent, for sweep-wide steps): a folder of the spool, a tag in MLflow
+    spool: str = ""  # folder for what is not sent yet
 
     def open(self) -> Tracker:
         if not self.uri:
             return NoTracker()
-        from pipeline.mlflow_tracker import MlflowTracker
+        from pipeline.tracking_spool import SpoolTracker
 
-        return MlflowTracker(self)
+        return SpoolTracker(Path(self.spool) / self.run_id)
 
 
 class NoTracker:
