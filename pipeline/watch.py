@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.execute import Result
 from pipeline.progress import ProgressState, read_progress
+
+if TYPE_CHECKING:
+    from pipeline.execute import Result
 
 LOG_EVERY_SECONDS = 20
 

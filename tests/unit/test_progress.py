@@ -1,0 +1,29 @@
+"""Progress is a small whole file; rate and time left count this attempt's work only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.progress import Progress, ProgressState, read_progress
+from pipeline.watch import amount, duration, progress_text
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "progress", "crate-1l/pretrain", 100, "tokens")
+    progress.start_at(40)
+    progress.update(100, loss=5.25)
+    state = read_progress(tmp_path / "progress")["crate-1l/pretrain"]
+    assert (state.done, state.total, state.facts) == (100, 100, {"loss": 5.25})
+    assert read_progress(tmp_path / "absent") == {}
+
+
+def test_the_rate_leaves_out_what_an_earlier_attempt_did() -> None:
+    state = ProgressState("s", done=60, total=100, unit="tokens", started=10, done_at_start=40, updated=20)
+    assert state.rate == 2
+    assert state.seconds_left == 20
+    assert progress_text(state) == "60 of 100 tokens  2 tokens/s  20 s left"
+
+
+def test_numbers_as_people_say_them() -> None:
+    assert [amount(x) for x in (0, 950, 12_300, 4.56e6, 157.29e9)] == ["0", "950", "12.3k", "4.56M", "157B"]
+    assert [duration(x) for x in (None, 5, 65, 3700, 200_000)] == ["?", "5 s", "1 min 05 s", "1 h 01 min", "2.3 d"]
