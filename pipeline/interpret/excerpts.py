@@ -1,0 +1,194 @@
+"""Which excerpts of a neuron are shown to the explainer and which are simulated and scored, for each metric.
+
+Two explanations are written a neuron: `openai`, from long excerpts, serves both OpenAI metrics; `anthropic`, from short ones,
+serves the third. An excerpt is simulated once a neuron, and a metric scores a subset of its explanation's simulations.
+
+*Source:* Bills et al. 2023 and Bricken et al. 2023, with the ranks of the released CRATE code. There, windows that overlap may be
+both explained and scored; protocol `corrected` puts the next excerpt of the same kind in place of one that leaks so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Metric = Literal["top_and_random", "random_only", "anthropic"]
+ALL_BINS = -2
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Excerpts of one kind by rank. `reserve` are ranks to go on with when one of `ranks` leaks (`corrected` only)."""
+
+    kind: Literal["top", "random", "quantile"]
+    ranks: tuple[int, ...]
+    reserve: tuple[int, ...] = ()
+    metrics: tuple[Metric, ...] = ()  # that score them; empty for those that are explained
+    out_of_context: bool = False  # only the three tokens around the middle
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The excerpts of one explanation."""
+
+    name: Literal["openai", "anthropic"]
+    long: bool  # excerpts of `activations.window` tokens, else `window_short`
+    explain: tuple[Pick, ...]
+    score: tuple[Pick, ...]
+
+    def metrics(self) -> tuple[Metric, ...]:
+        return tuple(dict.fromkeys(metric for pick in self.score for metric in pick.metrics))
+
+
+def ranks(*bounds: int) -> tuple[int, ...]:
+    return tuple(range(*bounds))
+
+
+SELECTIONS = (
+    Selection(
+        name="openai",
+        long=True,
+        explain=(Pick("top", ranks(0, 10, 2)),),
+        score=(
+            Pick("random", ranks(0, 10, 2), ranks(1, 10, 2) + ranks(10, 50), ("top_and_random", "random_only")),
+            Pick("top", ranks(1, 10, 2), ranks(10, 50), ("top_and_random",)),
+        ),
+    ),
+    Selection(
+        name="anthropic",
+        long=False,
+        explain=(Pick("top", ranks(15)), Pick("quantile", ranks(2)), Pick("random", ranks(5))),
+        score=(
+            Pick("top", ranks(15, 25), ranks(35, 45), ("anthropic",)),
+            Pick("quantile", ranks(2, 4), ranks(4, 20), ("anthropic",)),
+            Pick("random", ranks(5, 10), ranks(10, 50), ("anthropic",)),
+            Pick("top", ranks(25, 35), ranks(45, 50), ("anthropic",), out_of_context=True),
+        ),
+    ),
+)
+
+
+def needed_selections(metrics: tuple[Metric, ...]) -> tuple[Selection, ...]:
+    """The selections that these metrics need, with only the score excerpts that one of them uses."""
+    cut = [
+        Selection(s.name, s.long, s.explain, tuple(pick for pick in s.score if set(pick.metrics) & set(metrics)))
+        for s in SELECTIONS
+    ]
+    return tuple(selection for selection in cut if selection.score)
+
+
+@dataclass(frozen=True)
+class LayerExcerpts:
+    """All kept excerpts of one width of some neurons of a layer. `column` finds a (kind, bin, rank) among the excerpts."""
+
+    neurons: np.ndarray  # (neurons,) indices in the layer
+    column: dict[tuple[str, int, int], int]
+    starts: np.ndarray  # (neurons, excerpts) int64, global token offset in val; -1 where the neuron has no such excerpt
+    lengths: np.ndarray  # (neurons, excerpts) tokens; 0 where there is none
+    activations: np.ndarray  # (neurons, excerpts, width) float32, padded with zeros
+
+    def bins(self) -> list[int]:
+        return sorted({bin_ for kind, bin_, _ in self.column if kind == "quantile"})
+
+    def columns(self, pick: Pick, these: tuple[int, ...]) -> list[list[int]]:
+        """Columns of these ranks, a list a bin; ranks that no neuron has are left out."""
+        bins = self.bins() if pick.kind == "quantile" else [-1]
+        return [[c for r in these if (c := self.column.get((pick.kind, b, r))) is not None] for b in bins]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Chosen excerpts of some neurons, padded: (neurons, excerpts, width)."""
+
+    tokens: np.ndarray  # int64 ids
+    activations: np.ndarray  # float32, of the model that is explained
+    mask: np.ndarray  # bool: False where padded, or where the neuron has fewer excerpts
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one selection gives for some neurons of a layer."""
+
+    selection: Selection
+    neurons: np.ndarray
+    explain: Block
+    score: Block
+    metric_excerpts: dict[Metric, np.ndarray]  # metric -> (excerpts,) bool over the score block
+
+
+def choose(selection: Selection, layer: LayerExcerpts, split, leakage_free: bool) -> Chosen:
+    """Choose excerpts and read their tokens from `split` (the val TokenSplit)."""
+    explain = np.concatenate([_pick(layer, pick, None) for pick in selection.explain], axis=1)
+    spans = _spans(layer, explain) if leakage_free else None
+    parts = [_pick(layer, pick, spans) for pick in selection.score]
+    score = np.concatenate(parts, axis=1)
+    of_pick = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
+    cut = np.array([pick.out_of_context for pick in selection.score])[of_pick]
+    metric_excerpts = {
+        metric: np.array([metric in pick.metrics for pick in selection.score])[of_pick]
+        for metric in selection.metrics()
+    }
+    return Chosen(
+        selection,
+        layer.neurons,
+        _block(layer, explain, split, np.zeros(explain.shape[1], bool)),
+        _block(layer, score, split, cut),
+        metric_excerpts,
+    )
+
+
+def _pick(layer: LayerExcerpts, pick: Pick, avoid: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+    """Columns (neurons, picked) of a pick, -1 where a neuron has none. `avoid` are spans that must not be touched."""
+    chosen = []
+    reserves = layer.columns(pick, pick.reserve)
+    for first, reserve in zip(layer.columns(pick, pick.ranks), reserves, strict=True):
+        candidates = np.array(first + (reserve if avoid else []), dtype=np.int64)
+        usable = layer.lengths[:, candidates] > 0
+        if avoid is not None:
+            usable &= ~_overlaps(layer, candidates, avoid)
+        order = np.argsort(~usable, axis=1, kind="stable")[:, : len(first)]  # usable ones first, by preference
+        chosen.append(np.where(np.take_along_axis(usable, order, 1), candidates[order], -1))
+    return np.concatenate(chosen, axis=1) if chosen else np.empty((len(layer.neurons), 0), np.int64)
+
+
+def _spans(layer: LayerExcerpts, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and past-the-last token (neurons, columns) of excerpts; an absent one is an empty span before the text."""
+    starts = np.where(columns >= 0, np.take_along_axis(layer.starts, columns, 1), -1)
+    lengths = np.where(columns >= 0, np.take_along_axis(layer.lengths, columns, 1), 0)
+    return starts, starts + lengths
+
+
+def _overlaps(layer: LayerExcerpts, candidates: np.ndarray, spans: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(neurons, candidates): does the candidate share a token with any span of its neuron."""
+    begin = layer.starts[:, candidates, None]
+    end = begin + layer.lengths[:, candidates, None]
+    return ((begin < spans[1][:, None, :]) & (spans[0][:, None, :] < end)).any(axis=2)
+
+
+def _block(layer: LayerExcerpts, columns: np.ndarray, split, cut: np.ndarray) -> Block:
+    """Gather activations and tokens; excerpts with `cut` keep the token in the middle and one on each side."""
+    width = layer.activations.shape[2]
+    there = columns >= 0
+    activations = np.take_along_axis(layer.activations, np.maximum(columns, 0)[:, :, None], axis=1)
+    lengths = np.where(there, np.take_along_axis(layer.lengths, columns, 1), 0)
+    position = np.arange(width)
+    mask = position < lengths[:, :, None]
+    middle = width // 2
+    mask &= ~cut[:, None] | ((position >= middle - 1) & (position <= middle + 1))
+    starts = np.where(there, np.take_along_axis(layer.starts, columns, 1), 0)
+    tokens = _read_tokens(split, starts.ravel(), width).reshape(mask.shape)
+    return Block(np.where(mask, tokens, 0), np.where(mask, activations, 0), mask)
+
+
+def _read_tokens(split, starts: np.ndarray, width: int) -> np.ndarray:
+    """Rows (len(starts), width) of token ids; what would lie past the end of the text is 0."""
+    places, inverse = np.unique(starts, return_inverse=True)
+    last = max(0, split.n_tokens - width)
+    rows = np.asarray(split.rows(np.minimum(places, last), min(width, split.n_tokens)))
+    rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
+    for index in np.flatnonzero(places > last):  # excerpts cut short by the end of the text
+        shift = places[index] - last
+        rows[index] = np.concatenate([rows[index, shift:], np.zeros(shift, rows.dtype)])
+    return rows[inverse]

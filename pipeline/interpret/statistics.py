@@ -1,0 +1,97 @@
+"""From neurons' scores to a layer's and a model's: means, variances over layers, intervals, always beside their coverage.
+
+Two conventions for a model's mean. `corrected` takes all layers. `paper` is the published tables': layer scores are first rounded
+to 0.1 point (a point is 0.01 of correlation), and in models of six layers or more the last layer is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.interpret.scoring import Status
+
+PAPER_LEAVES_OUT_LAST_FROM = 6  # layers
+
+
+def layer_row(scores: np.ndarray, statuses: Sequence[str], bootstrap: np.ndarray) -> dict[str, Any]:
+    """Statistics of one layer and metric. `scores` (neurons,) is NaN for neurons without one; `bootstrap` are drawn means."""
+    scored = scores[~np.isnan(scores)]
+    counts = Counter(statuses)
+    low, high = interval(bootstrap)
+    return {
+        "mean": mean(scores),
+        "low": low,
+        "high": high,
+        "std": float(scored.std()) if len(scored) else None,
+        "n_scored": len(scored),
+        "n_neurons": len(scores),
+        **{f"n_{s.replace(' ', '_')}": counts[s] for s in Status if s != Status.SCORED},
+    }
+
+
+def mean(values: np.ndarray) -> float | None:
+    """Mean without NaN; None when nothing is left."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else None
+
+
+def bootstrap_means(scores: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means (resamples,) of the scored neurons drawn anew with replacement; empty when there are none."""
+    scored = scores[~np.isnan(scores)]
+    if not len(scored):
+        return np.empty(0)
+    draws = rng.integers(0, len(scored), (resamples, len(scored)), dtype=np.int32)
+    return scored[draws].mean(axis=1)
+
+
+def interval(means: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % percentile interval of resampled means."""
+    if not len(means):
+        return None, None
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def paper_mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Mean and population variance over layers as the paper's tables have them; correlations in, correlations out.
+
+    *Source:* shown to reproduce every mean and variance of the published table from the published layer scores, to rounding.
+    """
+    kept = layer_scores[:-1] if len(layer_scores) >= PAPER_LEAVES_OUT_LAST_FROM else layer_scores
+    return mean_and_variance([round(100 * score, 1) / 100 for score in kept])
+
+
+def mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Mean and population variance over layers."""
+    if not len(layer_scores):
+        return None, None
+    return float(np.mean(layer_scores)), float(np.var(layer_scores))
+
+
+def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarray]) -> dict[str, Any]:
+    """One metric over the layers of a family: `rows` are layer rows in the order of layers, `bootstraps` their resampled means.
+
+    A layer without any scored neuron is left out of the means and shows in `n_layers_scored`.
+    """
+    scored = [row["mean"] for row in rows if row["mean"] is not None]
+    value, variance = mean_and_variance(scored)
+    paper_value, paper_variance = paper_mean_and_variance(scored)
+    there = [means for means in bootstraps if len(means)]
+    low, high = interval(np.mean(there, axis=0)) if there else (None, None)
+    neurons = sum(row["n_neurons"] for row in rows)
+    return {
+        "mean": value,
+        "variance": variance,
+        "low": low,
+        "high": high,
+        "coverage": sum(row["n_scored"] for row in rows) / neurons if neurons else 0.0,
+        "n_neurons": neurons,
+        "n_layers": len(rows),
+        "n_layers_scored": len(scored),
+        "mean_paper": paper_value,
+        "variance_paper": paper_variance,
+    }
