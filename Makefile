@@ -44,10 +44,12 @@ setup: .venv/installed
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
 	@touch $@
 
-# Two locks, renewed together: everything but torch and its CUDA libraries for any machine, and all of it, hashed, for a GPU cluster.
+# Three locks, renewed together: everything but torch and its CUDA libraries for any machine; the same without what only
+# development needs, for the image; and all of it, hashed, for GPU machines without that image.
 COMPILE := -m uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 lock: setup
 	$(BIN)/python $(COMPILE) --extra dev --universal --quiet | grep -vE '^(torch|nvidia-|cuda-)' > requirements.lock
+	$(BIN)/python $(COMPILE) --universal --quiet -c requirements.lock | grep -vE '^(torch|triton|nvidia-|cuda-)' > cluster/requirements-image.lock
 	UV_FIND_LINKS= $(BIN)/python $(COMPILE) --python-platform linux --generate-hashes --quiet > cluster/requirements-gpu.lock
 
 clean:
