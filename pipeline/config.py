@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from crate_model.config import ModelConfig
 
@@ -28,10 +28,12 @@ class TokensConfig(Section):
     source: Literal["packaged", "jsonl", "parquet", "text", "huggingface"] = "packaged"
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()  # empty: documents are split by the hash of their text
+    test: tuple[str, ...] = ()  # a third split, made only where it is given
     val_fraction: Fraction = 0.05  # share of documents held out when `val` is empty
     text_field: str = "text"
     domain_field: str = "meta.pile_set_name"
-    drop_duplicates: bool = True  # exact copies of a val document are taken out of train
+    drop_duplicates: bool = True  # exact copies of a val or test document are taken out of train
+    max_document_bytes: Positive = 67_108_864  # a longer text, or line that holds it, is quarantined as too large
     max_bad_fraction: Fraction = 0.001  # more unreadable documents than this stop the stage
 
 
@@ -79,21 +81,37 @@ class ActivationsConfig(Section):
 
 
 class SAEConfigSection(Section):
-    """Sparse autoencoders on a tap of each layer. Empty `expansions`: none are trained."""
+    """Sparse autoencoders on a tap of each layer. Empty `expansions`: none are trained. The defaults are the paper's."""
 
-    expansions: tuple[Positive, ...] = ()  # features = expansion x d_code; the paper has 16
-    layers: tuple[int, ...] | Literal["all"] = "all"
-    tap: Literal["code", "out"] = "code"
+    expansions: tuple[Positive, ...] = ()  # features = expansion x the tap's width; the paper has 16
+    layers: tuple[Count, ...] | Literal["all"] = "all"
+    tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
     variant: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
-    l1: float = Field(8e-5, ge=0)
-    k: Positive = 32  # topk and batchtopk: active features a token
+    l1: tuple[Annotated[float, Field(ge=0)], ...] = (8e-5,)  # relu: coefficients of the L1 norm, one autoencoder each
+    k: tuple[Positive, ...] = (32,)  # topk and batchtopk: active features a token, one autoencoder each
+    l0: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3,)  # jumprelu: coefficients of the L0, one autoencoder each
     total_tokens: Positive = 400_000_000
-    batch_tokens: Positive = 4096
-    buffer_tokens: Positive = 524_288
+    batch_tokens: Positive = 4096  # an optimizer step
+    buffer_tokens: Positive = 524_288  # activations of every tap held and shuffled at a time
+    batch_rows: Positive = 8  # windows a forward pass of the language model
     learning_rate: float = Field(4e-4, gt=0)
-    warmup_steps: Count = 1000
-    resample_steps: tuple[int, ...] = (10_000, 20_000, 50_000, 75_000, 100_000)
-    measure_tokens: Positive = 1_000_000
+    warmup_steps: Count = 1000  # a half cosine from a tenth of the rate
+    resample_steps: tuple[Positive, ...] = (10_000, 20_000, 50_000, 75_000, 100_000)  # relu only
+    resample_window_steps: Positive = 7500  # steps over which firing is counted before a resampling
+    resample_rows: Positive = 60_000  # windows scanned at most for inputs that resampled features start from
+    dead_after_tokens: Positive = 10_000_000  # topk and batchtopk: silent for so long is dead, and gets the auxiliary loss
+    measure_tokens: Positive = 1_000_000  # of val, for L0, variance, dead features and densities
+    loss_tokens: Positive = 307_200  # of val, for the losses with the autoencoder spliced in
+
+    @field_validator("l1", "k", "l0", mode="before")
+    @classmethod
+    def _one_value_is_a_tuple_of_one(cls, values: Any) -> Any:
+        return (values,) if isinstance(values, (int, float)) else values
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """What the variant's sparsity is set by."""
+        return {"relu": self.l1, "jumprelu": self.l0}.get(self.variant, self.k)
 
 
 class InterpretConfig(Section):
