@@ -160,10 +160,10 @@ def package_version(name: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit of this source tree, with `+` when it has changes; None outside a checkout."""
+    """The commit of this source tree, with `+` when it has changes; in an image what CRATE_GIT_SHA says; else None."""
     root = Path(__file__).parents[1]
     if not shutil.which("git") or not (root / ".git").exists():
-        return None
+        return os.environ.get("CRATE_GIT_SHA") or None
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     results = [subprocess.run(c, cwd=root, capture_output=True, text=True, check=False) for c in commands]
     if any(result.returncode for result in results):
