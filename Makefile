@@ -1,5 +1,5 @@
 # `make sweep` runs the whole study in small, `make test` the tests; both set everything up first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 TORCH := torch==2.13.0
 # uv reads none of pip's settings: hand it the folder of local wheels, if pip has one.
@@ -36,7 +36,8 @@ format: setup
 # torch first and pinned: pip takes a CPU wheel where one is at hand, and the CUDA build elsewhere; nothing after it may change it.
 setup: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here"; echo "  Install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
+		{ echo "error: no Python 3.11 or 3.12 here"; echo "  Install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up .venv (about three minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv==0.13.9

@@ -7,6 +7,7 @@ way at once, largest first.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import runtime
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.store import Artifact, disk_error
 from pipeline.dag import Plan, Step
 from pipeline.errors import CrateError, StageError
 from pipeline.stage import Context
@@ -60,7 +61,7 @@ def run_step(step: Step, context: Context, *inputs: Result) -> Result:
         return Result(step.name, error=error, seconds=time.monotonic() - started)
     except Exception as error:
         logger.exception("step %s failed", step.name)
-        return Result(step.name, error=_as_stage_error(step, error), seconds=time.monotonic() - started)
+        return Result(step.name, error=_told(step, error, context), seconds=time.monotonic() - started)
     return Result(step.name, artifact, made=True, seconds=time.monotonic() - started)
 
 
@@ -76,7 +77,9 @@ def _make(step: Step, context: Context, inputs: Mapping[str, Artifact]) -> Artif
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _as_stage_error(step: Step, error: Exception) -> StageError:
+def _told(step: Step, error: Exception, context: Context) -> CrateError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_error(error, context.store.root)
     what = f"{step.name} failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     chained = StageError(
         what,
