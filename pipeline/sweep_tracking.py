@@ -8,20 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import mlflow_tracker
+from crate_model.flops import count_parameters
 from pipeline.artifacts.store import Artifact
-from pipeline.dag import Plan
+from pipeline.dag import Plan, training_flops
 from pipeline.execute import Result
 from pipeline.runtime import git_revision, package_version
 from pipeline.stage import canonical
 from pipeline.tracking import TrackerSpec
+from pipeline.tracking_driver import TrackedSweep
+from pipeline.tracking_spool import shown
 
 
 @dataclass
 class SweepTracking:
     """Open for the time of one sweep; leaves every run with a true status, also when the sweep breaks off."""
 
-    uri: str
+    runs: TrackedSweep
     plan: Plan
     parent: TrackerSpec
     cells: dict[str, TrackerSpec]  # "" is the parent: steps of the whole sweep
@@ -31,27 +33,31 @@ class SweepTracking:
     @property
     def shown_uri(self) -> str:
         """The address without a user's name and password."""
-        scheme, separator, rest = self.uri.partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+        return shown(self.runs.uri)
 
     @classmethod
     @contextlib.contextmanager
     def start(cls, uri: str, plan: Plan, folder: Path) -> Iterator[SweepTracking]:
-        mlflow_tracker.prepare(uri, plan.name)
-        spool = str((folder / "mlflow-spool").resolve())
+        runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool")
         tags = {
             "git": git_revision() or "",
             "ray": package_version("ray") or "",
             "torch": package_version("torch") or "",
         }
-        parent_id = mlflow_tracker.start_parent(uri, plan.name, plan.name, _shown(plan.loaded.config), tags)
-        parent = TrackerSpec(uri, plan.name, parent_id, spool)
+        parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
         cells = {"": parent}
+        tokens = {"name": "tokens", "digest": plan.steps["tokens"].fingerprint, "context": "training"}
+        dataset = tokens | {"source": str(folder / "tokens")}
         for cell in plan.cells:
-            fingerprint = plan.steps[f"{cell.name}/pretrain"].fingerprint
-            run_id = mlflow_tracker.start_child(uri, plan.name, parent_id, cell.name, fingerprint, _shown(cell.config))
-            cells[cell.name] = TrackerSpec(uri, plan.name, run_id, spool)
-        tracking = cls(uri, plan, parent, cells)
+            fingerprint, size = plan.steps[f"{cell.name}/pretrain"].fingerprint, count_parameters(cell.config.model)
+            facts = {
+                "n_params": size.total_without_positions,
+                "n_params_non_embedding": size.non_embedding,
+                "train_flops": training_flops(cell),
+            }
+            config = _shown(cell.config)
+            cells[cell.name] = runs.start_child(parent, cell.name, fingerprint, config, facts, [dataset], tags)
+        tracking = cls(runs, plan, parent, cells)
         try:
             yield tracking
         finally:
@@ -60,18 +66,17 @@ class SweepTracking:
     def ended(self, result: Result) -> None:
         if result.missing:
             self.failed.add(result.step.partition("/")[0] if "/" in result.step else "")
+        elif result.artifact and result.step.endswith("/pretrain"):
+            cell = result.step.partition("/")[0]
+            self.runs.checkpoint(self.cells[cell], cell, result.artifact)
 
     def finish(self, report: Artifact | None, missing: dict[str, str]) -> None:
         """Log what belongs to the sweep as a whole: the scaling curve and the report's figures and tables."""
         self.finished = True
         rows = [row for cell in self.plan.cells if (row := self._scaling_row(cell.name, missing))]
-        mlflow_tracker.log_scaling(self.uri, self.parent.run_id, rows)
+        self.runs.log_scaling(self.parent, rows)
         if report:
-            tracker = self.parent.open()
-            for name in report.names():
-                if name.endswith((".png", ".parquet", ".csv", "index.html")):
-                    tracker.file(report.file(name), str(Path(name).parent) if "/" in name else "")
-            tracker.close()
+            self.runs.log_files(self.parent, report, (".png", ".parquet", ".csv", "index.html"))
 
     def _scaling_row(self, cell: str, missing: dict[str, str]) -> dict[str, Any] | None:
         from pipeline.artifacts.store import Store
@@ -97,7 +102,8 @@ class SweepTracking:
         for cell, spec in self.cells.items():
             bad = cell in self.failed if cell else bool(self.failed)
             status = "FAILED" if bad else "FINISHED" if self.finished else "KILLED"
-            mlflow_tracker.finish(self.uri, spec.run_id, status)
+            self.runs.finish(spec, status)
+        self.runs.close()
 
 
 def _shown(config: Any) -> dict[str, Any]:

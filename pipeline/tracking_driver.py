@@ -1,0 +1,157 @@
+"""The driver's end of tracking: opens the runs of a sweep, says how they ended, and keeps the delivery process.
+
+Nothing here talks to the tracking server, so a server that is slow or down never holds up a sweep. Runs are known by a key
+of sweep, cell and fingerprint: a rerun writes under the same key and so continues the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.store import Artifact
+from pipeline.tracking import TrackerSpec
+from pipeline.tracking_spool import SpoolTracker, flat, shown, write_whole
+
+logger = logging.getLogger(__name__)
+CLOSE_SECONDS = 60.0
+
+
+class TrackedSweep:
+    """One sweep's runs on one tracking server. `uri` may hold a password: it is told to the delivery process alone."""
+
+    def __init__(self, uri: str, experiment: str, spool: Path) -> None:
+        self.uri, self.experiment = uri, experiment
+        self.spool = (
+            spool / _digest(shown(uri))[:8]
+        ).resolve()  # what was meant for one server is never sent to another
+        self.spool.mkdir(parents=True, exist_ok=True)
+        self._own: dict[str, SpoolTracker] = {}
+        with (self.spool / "delivery.log").open("a") as log:
+            self._delivery = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.mlflow_tracker"],
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the driver, which then tells how its runs ended
+            )
+        self._tell({"uri": uri, "spool": str(self.spool)})
+
+    def start_parent(self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackerSpec:
+        """Open the sweep's own run, or go on with it."""
+        return self._open(sweep, f"{sweep}-{_digest(str(self.spool), sweep)[:12]}", "", params, tags, ())
+
+    def start_child(
+        self,
+        parent: TrackerSpec,
+        cell: str,
+        fingerprint: str,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        datasets: Sequence[Mapping[str, str]] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> TrackerSpec:
+        """Open a cell's run, or go on with it; another `fingerprint` is another run.
+
+        `config` is shown as parameters, its `runtime` part as tags, because that may change between attempts. `datasets`
+        have `name`, `digest`, `source` and `context`. `metrics` are facts to plot against (`n_params`).
+        """
+        key = f"{cell}-{_digest(parent.run_id, cell, fingerprint)[:12]}"
+        spec = self._open(cell, key, parent.run_id, config, {"fingerprint": fingerprint, **(tags or {})}, datasets)
+        if metrics:
+            self._tracker(spec).unique_metrics(metrics, step=0)
+        return spec
+
+    def checkpoint(self, spec: TrackerSpec, name: str, artifact: Artifact) -> None:
+        """Register a trained model by reference: its folder and fingerprint, no copy."""
+        facts = {key: value for key, value in artifact.summary.items() if not isinstance(value, dict | list)}
+        self._tracker(spec).checkpoint(name, artifact.folder.resolve(), artifact.fingerprint, facts)
+
+    def log_scaling(self, parent: TrackerSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The scaling curve as metrics `val_loss_<architecture>` whose step is the parameter count, so that the tracking
+        server's own chart of the metric is the scaling plot. Replicas of a size are averaged.
+
+        `rows` have `architecture`, `n_params`, `n_params_non_embedding`, `val_loss`.
+        """
+        tracker = self._tracker(parent)
+        for suffix in ("", "_non_embedding"):
+            sizes: dict[tuple[str, int], list[float]] = {}
+            for row in rows:
+                sizes.setdefault((row["architecture"], row[f"n_params{suffix}"]), []).append(row["val_loss"])
+            for (architecture, size), losses in sorted(sizes.items()):
+                name = f"val_loss_{architecture}" + (f"_by{suffix}" if suffix else "")
+                tracker.unique_metrics({name: sum(losses) / len(losses)}, step=size)
+
+    def log_files(self, spec: TrackerSpec, artifact: Artifact, endings: tuple[str, ...]) -> None:
+        """Copies of an artifact's files with these endings, in the folders that they have there."""
+        for name in artifact.names():
+            if name.endswith(endings):
+                self._tracker(spec).file(artifact.file(name), str(Path(name).parent) if "/" in name else "")
+
+    def finish(self, spec: TrackerSpec, status: str) -> None:
+        """FINISHED, FAILED or KILLED. A run that is never finished here is marked KILLED when this process is gone."""
+        self._tracker(spec).end(status)
+
+    def close(self) -> None:
+        """Wait for the delivery of what is left: not for a server that is down."""
+        self._tell({"end": True})
+        try:
+            code = self._delivery.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = -1  # it goes on by itself
+        if code:
+            logger.warning(
+                "the tracking server has not everything yet; the rest waits in %s and goes with the next run",
+                self.spool,
+            )
+
+    def _open(
+        self,
+        name: str,
+        key: str,
+        parent: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        datasets: Sequence[Mapping[str, str]],
+    ) -> TrackerSpec:
+        texts = {key: shown(value) for key, value in flat(params).items()}
+        changing = {key: value for key, value in texts.items() if key.startswith("runtime.")}
+        opening = {
+            "experiment": self.experiment,
+            "name": name,
+            "parent": parent,
+            "opened": time.time_ns() // 1_000_000,
+            "params": {key: value for key, value in texts.items() if key not in changing},
+            "tags": {**changing, **{key: shown(value) for key, value in tags.items()}},
+            "datasets": [dict(dataset) for dataset in datasets],
+        }
+        write_whole(self.spool / key / "run.json", json.dumps(opening))
+        return TrackerSpec(shown(self.uri), self.experiment, key, str(self.spool))
+
+    def _tracker(self, spec: TrackerSpec) -> SpoolTracker:
+        if spec.run_id not in self._own:
+            self._own[spec.run_id] = SpoolTracker(Path(spec.spool) / spec.run_id, background=False)
+        return self._own[spec.run_id]
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        assert self._delivery.stdin is not None
+        try:
+            self._delivery.stdin.write(json.dumps(message) + "\n")
+            self._delivery.stdin.flush()
+            if "end" in message:
+                self._delivery.stdin.close()
+        except BrokenPipeError:
+            logger.warning("the delivery of tracking has ended early: see %s", self.spool / "delivery.log")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
