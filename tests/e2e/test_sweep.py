@@ -1,0 +1,102 @@
+"""The main job, run as a person runs it: text to report, kept when run again, honest when something fails."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import write_corpus
+from tests.e2e.sweeps import planned, sweep, tiny_config, write_config
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a finished sweep, in a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("a sweep")
+    config = write_config(folder / "tiny.yaml", tiny_config(write_corpus(folder), folder / "store"))
+    result = sweep(config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.rstrip().endswith("report: " + str(folder / "store/runs/tiny/report/index.html"))
+    return config
+
+
+def test_every_step_left_its_artifact_under_a_name(swept: Path) -> None:
+    run = swept.parent / "store" / "runs" / "tiny"
+    for cell in ("crate-1l", "gpt2-1l"):
+        for stage in ("pretrain", "evaluate", "activations", "interpret", "steer"):
+            assert (run / cell / stage / "manifest.json").is_file()
+    page = (run / "report" / "index.html").read_text("utf-8")
+    assert "crate-1l" in page and "gpt2-1l" in page
+
+
+def test_the_models_learned_more_than_word_frequencies(swept: Path) -> None:
+    run = swept.parent / "store" / "runs" / "tiny"
+    for cell in ("crate-1l", "gpt2-1l"):
+        curve_start = json.loads((run / cell / "pretrain" / "manifest.json").read_text())["summary"]
+        evaluation = json.loads((run / cell / "evaluate" / "manifest.json").read_text())["summary"]
+        assert evaluation["val_loss"] < 10.0 < 10.83  # ln 50304 is where it began
+        assert curve_start["train_tokens"] == 12_800
+
+
+def test_running_again_makes_nothing_and_is_quick(swept: Path) -> None:
+    store = swept.parent / "store"
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")}
+    started = time.monotonic()
+    result = sweep(swept)
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 20
+    assert "0 to make" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")} == before
+
+
+def test_runtime_knobs_rebuild_nothing(swept: Path) -> None:
+    knobs = ("runtime.workers_per_cell=2", "runtime.zero_stage=3", "runtime.micro_batch=1", "runtime.log_every_steps=3")
+    statuses = planned(swept, *(argument for knob in knobs for argument in ("--set", knob)))
+    assert set(statuses.values()) == {"kept"}
+
+
+def test_a_larger_grid_makes_only_its_new_cells(swept: Path) -> None:
+    statuses = planned(swept, "--set", "grid={model.architecture: [crate, gpt2], model.n_layer: [1, 2]}")
+    assert {name.partition("/")[0] for name, status in statuses.items() if status == "make"} == {"crate-2l", "gpt2-2l"}
+    assert statuses["tokens"] == "kept"
+
+
+def test_the_plan_is_json_with_every_cell_and_makes_nothing(swept: Path, tmp_path: Path) -> None:
+    store = tmp_path / "untouched"
+    result = sweep(swept, "--plan", "--json", "--set", f"runtime.store={store}")
+    plan = json.loads(result.stdout)
+    keys = {"name", "architecture", "n_layer", "d_model", "n_params", "n_params_non_embedding"}
+    keys |= {"train_flops_per_token", "train_tokens", "status"}
+    assert [cell["status"] for cell in plan["cells"]] == ["make", "make"]
+    assert all(keys <= cell.keys() for cell in plan["cells"])
+    assert not store.exists()
+
+
+def test_a_flipped_byte_is_told_and_nothing_is_built_on_it(swept: Path) -> None:
+    shard = next((swept.parent / "store" / "tokens").glob("*/train/*.arrow"))
+    whole = shard.read_bytes()
+    try:
+        shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+        result = sweep(swept)
+        assert result.returncode == 3
+        assert "is damaged" in result.stderr and str(shard.name) in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 2
+    finally:
+        shard.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("tokens.train=[/nowhere/at/all.jsonl]", "/nowhere/at/all.jsonl"),
+        ("pretrain.batch_tokens=100", "batch_tokens"),
+    ],
+)
+def test_bad_input_ends_in_two_lines(swept: Path, tmp_path: Path, override: str, what: str) -> None:
+    result = sweep(swept, "--set", override, "--set", f"runtime.store={tmp_path / 'store'}", "--set", "grid={}")
+    assert result.returncode != 0
+    assert what in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr + result.stdout
