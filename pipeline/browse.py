@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Artifact, Store
@@ -16,13 +15,12 @@ ALIVE_SECONDS = 60  # a step that wrote no progress for so long is called quiet
 
 def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:
     """The recipes of a run's steps by step name. Raises ArtifactError when there is no such run."""
-    path = store.run_folder(run) / "plan.json"
-    if not path.is_file():
-        runs = sorted(p.name for p in (store.root / "runs").glob("*"))
+    data = store.read_note(run, "plan.json")
+    if data is None:
         raise ArtifactError(
-            f"{store.root} holds no run {run!r}", fix=f"It has: {', '.join(runs) or 'none'}. Is --store right?"
+            f"{store.place} holds no run {run!r}", fix="Is --store right? A run's name is its config's `name`."
         )
-    return json.loads(path.read_text("utf-8"))["steps"]
+    return json.loads(data)["steps"]
 
 
 def artifact_of(store: Store, run: str, step: str) -> Artifact:
@@ -39,14 +37,13 @@ def artifact_of(store: Store, run: str, step: str) -> Artifact:
     return artifact
 
 
-def show_status(root: Path, run: str) -> int:
+def show_status(store: Store, run: str) -> int:
     from rich.console import Console
     from rich.table import Table
 
     from pipeline.watch import duration, progress_text
 
-    store = Store(root)
-    recipes, states = planned(store, run), read_progress(store.run_folder(run) / "progress")
+    recipes, states = planned(store, run), read_progress(store, run)
     table = Table(title=f"{run}", title_justify="left")
     for column in ("step", "state", "progress"):
         table.add_column(column)
@@ -66,8 +63,7 @@ def show_status(root: Path, run: str) -> int:
     return 0
 
 
-def verify(root: Path, run: str) -> int:
-    store = Store(root)
+def verify(store: Store, run: str) -> int:
     for name in planned(store, run):
         artifact = artifact_of(store, run, name)
         artifact.verify()

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="NAME", help="the sweep's name (its folder in store/runs)")
-    parser.add_argument("--store", type=Path, default=Path("store"))
+    parser.add_argument("--store", default="store", help="folder or s3:// address of the store")
 
 
 def _cell_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,25 +49,27 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", type=Path, default=Path("store"))
+    parser.add_argument("--store", default="store", help="folder or s3:// address of the store")
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from pipeline.doctor import examine
 
-    return examine(options.store)
+    return examine(Path(options.store))
 
 
 def _status(options: argparse.Namespace) -> int:
     from pipeline.browse import show_status
+    from pipeline.runtime import open_store
 
-    return show_status(options.store, options.run)
+    return show_status(open_store(options.store), options.run)
 
 
 def _verify(options: argparse.Namespace) -> int:
     from pipeline.browse import verify
+    from pipeline.runtime import open_store
 
-    return verify(options.store, options.run)
+    return verify(open_store(options.store), options.run)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command]] = {

@@ -99,7 +99,9 @@ class SAEConfigSection(Section):
     resample_steps: tuple[Positive, ...] = (10_000, 20_000, 50_000, 75_000, 100_000)  # relu only
     resample_window_steps: Positive = 7500  # steps over which firing is counted before a resampling
     resample_rows: Positive = 60_000  # windows scanned at most for inputs that resampled features start from
-    dead_after_tokens: Positive = 10_000_000  # topk and batchtopk: silent for so long is dead, and gets the auxiliary loss
+    dead_after_tokens: Positive = (
+        10_000_000  # topk and batchtopk: silent for so long is dead, and gets the auxiliary loss
+    )
     measure_tokens: Positive = 1_000_000  # of val, for L0, variance, dead features and densities
     loss_tokens: Positive = 307_200  # of val, for the losses with the autoencoder spliced in
 
@@ -137,17 +139,31 @@ class InterpretConfig(Section):
 
 
 class SteerEdit(Section):
+    """One change at one layer: of a neuron, or of a feature of the sparse autoencoder `site`."""
+
     layer: Count
-    neuron: Count
-    value: float
-    how: Literal["clamp", "add", "scale"] = "clamp"
+    neuron: Count  # its index; with `site`, the feature's
+    value: float = 0.0  # clamp: the new value; add: what is added; scale: the factor; ablate: not used
+    how: Literal["clamp", "add", "scale", "ablate"] = "clamp"
+    positions: tuple[int, ...] = ()  # of the prompt, from 0, or from -1 backwards; empty: all, and all that is sampled
+    site: str = ""  # e.g. code-l0-16x: edit this autoencoder's feature
+    keep_error: bool = (
+        True  # features only: keep what the autoencoder misses (delta mode), so that nothing else changes
+    )
 
 
 class SteerConfig(Section):
+    """What neurons do to the next word: logit effects, samples, dose-response curves, and that a clamp loses nothing."""
+
     prompt: str = "1 2 3 4 5"
     edits: tuple[SteerEdit, ...] = ()  # empty: the best-scored neurons of each layer, at their own maximum
-    neurons: Count = 4  # how many are drawn where `edits` is empty; 0: no steering stage
+    neurons: Count = 4  # how many a layer are drawn where `edits` is empty; 0: no steering stage
     top_words: Positive = 10
+    doses: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each edit's value, for the dose-response curves
+    controls: Count = 3  # other neurons of the layer at the same values
+    sample_tokens: Count = 40
+    temperature: float = Field(0.8, ge=0)
+    top_k: Positive = 40
 
 
 class ReportConfig(Section):

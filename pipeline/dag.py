@@ -133,12 +133,7 @@ def kept(whole: Plan, store: Store) -> dict[str, Artifact]:
 
 def why_made(step: Step, store: Store) -> str:
     """Why a step is not kept: nothing like it yet, or what in its recipe differs from the nearest one there is."""
-    folder = store.root / step.stage.name
-    recipes = (
-        [store.get(step.stage.name, path.name).manifest for path in folder.glob("*") if path.is_dir()]
-        if folder.is_dir()
-        else []
-    )
+    recipes = [artifact.manifest for artifact in store.all_of(step.stage.name)]
     if not recipes:
         return "not made yet"
     own = step.recipe

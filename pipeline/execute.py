@@ -139,7 +139,6 @@ class Execution:
             self.base,
             step_name=step.name,
             fingerprint=step.fingerprint,
-            scratch=self.base.store.scratch_folder(step.fingerprint),
             tracker=self.trackers.get(step.cell, TrackerSpec()),
         )
         options = task_options(step, ray.cluster_resources().get("GPU", 0) > 0, self.base.runtime.gpus_per_worker)

@@ -52,7 +52,7 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact]) -> dict[str, 
     ]
     return {
         "name": plan.name,
-        "store": str(store.root),
+        "store": store.place,
         "training_flops_per_second": rate,
         "cells": cells,
         "steps": steps,
@@ -63,8 +63,8 @@ def training_rate(store: Store) -> float:
     """True training FLOPs a second: of the newest training in this store, else guessed from a short matrix product."""
     measured = [
         (facts["started"], facts["training_flops_per_second"])
-        for path in (store.root / "pretrain").glob("*")
-        if "training_flops_per_second" in (facts := store.get("pretrain", path.name).manifest.provenance)
+        for artifact in store.all_of("pretrain")
+        if "training_flops_per_second" in (facts := artifact.manifest.provenance)
     ]
     return max(measured)[1] if measured else TYPICAL_UTILISATION * _matrix_product_rate()
 

@@ -1,19 +1,21 @@
 """How far a step is, told through a small file that anybody may read: the driver's lines, `status` in another terminal.
 
-Workers write `runs/<run>/progress/<step>.json` at most twice a second, by rename, so a reader never sees half a file and a
-slow reader never holds up a worker.
+Workers write `runs/<run>/progress/<step>.json` at most twice a second (every five seconds to an object storage), whole, so a
+reader never sees half a file and a slow reader never holds up a worker.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.store import Store
+
 WRITE_EVERY_SECONDS = 0.5
+WRITE_FAR_EVERY_SECONDS = 5.0
+FOLDER = "progress"
 
 
 @dataclass
@@ -41,10 +43,12 @@ class ProgressState:
 
 
 class Progress:
-    """The writing end. `update` is cheap: it writes at most every WRITE_EVERY_SECONDS, and always at the end."""
+    """The writing end. `update` is cheap: it writes every now and then, and always at the end."""
 
-    def __init__(self, folder: Path, step: str, total: float, unit: str) -> None:
-        self.path = folder / (step.replace("/", "--") + ".json")
+    def __init__(self, store: Store, run_name: str, step: str, total: float, unit: str) -> None:
+        self.store, self.run_name = store, run_name
+        self.note = f"{FOLDER}/{step.replace('/', '--')}.json"
+        self.pause_seconds = WRITE_FAR_EVERY_SECONDS if store.storage else WRITE_EVERY_SECONDS
         now = time.time()
         self.state = ProgressState(step, 0, total, unit, now, 0, now)
         self._written = 0.0
@@ -58,18 +62,15 @@ class Progress:
         self.state.done = done
         self.state.facts.update(facts)
         self.state.updated = time.time()
-        if done >= self.state.total or self.state.updated - self._written >= WRITE_EVERY_SECONDS:
+        if done >= self.state.total or self.state.updated - self._written >= self.pause_seconds:
             self._write()
 
     def _write(self) -> None:
         self._written = time.time()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self.state)), encoding="utf-8")
-        temporary.replace(self.path)
+        self.store.write_note(self.run_name, self.note, json.dumps(asdict(self.state)).encode())
 
 
-def read_progress(folder: Path) -> dict[str, ProgressState]:
-    """All steps' states by step name; a folder that is not there yet is simply empty."""
-    states = (ProgressState(**json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("[!.]*.json")))
+def read_progress(store: Store, run_name: str) -> dict[str, ProgressState]:
+    """All steps' states by step name; empty before anything has begun."""
+    states = (ProgressState(**json.loads(data)) for data in store.notes(run_name, FOLDER).values())
     return {state.step: state for state in states}

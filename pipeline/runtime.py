@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ResourceError
 
@@ -32,9 +33,21 @@ def judge_api_key() -> str | None:
     return Path(path).read_text("utf-8").strip() if path else None
 
 
-def mlflow_uri(runtime: RuntimeConfig, store: Path) -> str:
-    """Where runs are tracked: the configuration, else MLFLOW_TRACKING_URI, else a sqlite file in the store."""
-    return runtime.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve()}/mlflow.db"
+def open_store(place: str) -> Store:
+    """The store at a folder or `s3://` address. A remote one is cached below CRATE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("CRATE_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Store.open(place, Path(base) / "crate-scaling")
+
+
+def mlflow_uri(runtime: RuntimeConfig, store: Store) -> str:
+    """Where runs are tracked: the configuration, else MLFLOW_TRACKING_URI, else a sqlite file in a store that is a folder."""
+    uri = runtime.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and store.storage:
+        raise ResourceError(
+            f"the store {store.place} cannot hold MLflow's database",
+            fix="Set MLFLOW_TRACKING_URI or runtime.mlflow_uri to a server, e.g. http://mlflow:5000.",
+        )
+    return uri or f"sqlite:///{store.root.resolve()}/mlflow.db"
 
 
 def quiet_libraries() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from pipeline.config import Config, RuntimeConfig
 from pipeline.progress import Progress
 from pipeline.tracking import TrackerSpec
 
+STOP_NOTE = "stop"
+ASK_EVERY_SECONDS = 1.0
+_stop_answers: dict[str, tuple[float, bool]] = {}  # run -> (when it was last asked, the answer); one a process
 Summary = dict[str, Any]  # small JSON facts of an artifact (counts, final losses); kept in its manifest
 
 
@@ -34,17 +38,32 @@ class Context:
     run_name: str
     step_name: str  # e.g. "crate-1l/pretrain"
     fingerprint: str
-    scratch: Path  # kept from one attempt to the next until the artifact is published: resume state, finished shards
     tracker: TrackerSpec
 
     @property
-    def stop_file(self) -> Path:
-        """There when a person or the cluster asked this sweep to stop: save what is done, and leave."""
-        return self.store.run_folder(self.run_name) / "stop"
+    def scratch(self) -> Path:
+        """Kept from one attempt to the next until the artifact is published: resume state, finished shards.
+
+        Write a file there under another name and rename it, then call `keep` on it.
+        """
+        return self.store.scratch_folder(self.fingerprint)
+
+    def keep(self, path: Path) -> None:
+        """Make a finished file or folder in `scratch` survive the loss of this node. May take as long as an upload."""
+        self.store.keep(self.fingerprint, path)
+
+    def stop_requested(self) -> bool:
+        """Whether a person or the cluster asked this sweep to stop: save what is done, and leave. Cheap enough for every step."""
+        now = time.monotonic()
+        asked, answer = _stop_answers.get(self.run_name, (-ASK_EVERY_SECONDS, False))
+        if now - asked >= ASK_EVERY_SECONDS:
+            answer = self.store.read_note(self.run_name, STOP_NOTE) is not None
+            _stop_answers[self.run_name] = (now, answer)
+        return answer
 
     def progress(self, total: float, unit: str) -> Progress:
         """A progress line for this step; `total` in `unit`s."""
-        return Progress(self.store.run_folder(self.run_name) / "progress", self.step_name, total, unit)
+        return Progress(self.store, self.run_name, self.step_name, total, unit)
 
 
 @dataclass(frozen=True)

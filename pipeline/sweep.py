@@ -68,11 +68,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan_rows(loaded: LoadedConfig) -> dict[str, Any]:
-    from pipeline.artifacts.store import Store
     from pipeline.dag import kept, plan
     from pipeline.plan import plan_rows
+    from pipeline.runtime import open_store
 
-    store = Store(Path(loaded.config.runtime.store))
+    store = open_store(loaded.config.runtime.store)
     whole = plan(loaded)
     return plan_rows(whole, store, kept(whole, store))
 
@@ -106,39 +106,37 @@ class Sweep:
     console: Any
 
     def run(self) -> int:
-        from pipeline.artifacts.store import Store
         from pipeline.dag import kept, plan
+        from pipeline.runtime import open_store
 
         config = self.loaded.config
-        self.store = Store(Path(config.runtime.store))
-        self.folder = self.store.run_folder(config.name)
+        self.store = open_store(config.runtime.store)
         self.plan = plan(self.loaded)
-        self._prepare_folder()
+        self._prepare_run()
         self.kept = kept(self.plan, self.store)
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
         to_make = len(self.plan.steps) - len(self.kept)
         self.console.print(
             f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.plan.steps)} steps: "
-            f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.root})",
+            f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )
         if to_make == 0 and (done := self._finished_report()):
             return self._say_end(done, {})
         return self._execute()
 
-    def _prepare_folder(self) -> None:
+    def _prepare_run(self) -> None:
         from pipeline.artifacts.store import disk_error
+        from pipeline.stage import STOP_NOTE
 
+        steps = {step.name: step.recipe for step in self.plan.steps.values()}
+        note = json.dumps({"name": self.plan.name, "steps": steps}, indent=1)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "stop").unlink(missing_ok=True)
-            _write_json(
-                self.folder / "plan.json",
-                {"name": self.plan.name, "steps": {s.name: s.recipe for s in self.plan.steps.values()}},
-            )
+            self.store.delete_note(self.plan.name, STOP_NOTE)
+            self.store.write_note(self.plan.name, "plan.json", note.encode())
         except OSError as error:
-            raise disk_error(error, self.folder) from error
+            raise disk_error(error, self.store.root) from error
 
     def _verify(self, name: str, artifact: Any) -> None:
         """A kept artifact is hashed before anything is built on it, unless its files are as they were when last hashed."""
@@ -157,53 +155,86 @@ class Sweep:
 
     def _execute(self) -> int:
         from pipeline import runtime
-        from pipeline.dag import report_step
-        from pipeline.execute import Execution, run_step
+        from pipeline.execute import Execution
         from pipeline.stage import Context
         from pipeline.sweep_tracking import SweepTracking
         from pipeline.watch import Watch
 
         config = self.loaded.config
-        uri = runtime.mlflow_uri(config.runtime, self.store.root)
-        with SweepTracking.start(uri, self.plan, self.folder) as tracking, _cluster(config.runtime) as resources:
-            resolved = runtime.resolve(config.runtime, resources, len(self.plan.cells))
+        uri = runtime.mlflow_uri(config.runtime, self.store)
+        with (
+            SweepTracking.start(uri, self.plan, self.store) as tracking,
+            _cluster(config.runtime) as resources,
+            Watch(self.store, config.name, self.console) as watch,
+            self._stop_on_signal(),
+        ):
             self.console.print(f"logs: {runtime.ray_log_folder()}   MLflow: {tracking.shown_uri}", highlight=False)
-            base = Context(self.store, resolved, config.name, "", "", self.folder, tracking.parent)
-            with Watch(self.folder / "progress", self.console) as watch, _stop_file(self.folder / "stop", self.console):
+            resolved = runtime.resolve(config.runtime, resources, len(self.plan.cells))
+            base = Context(self.store, resolved, config.name, "", "", tracking.parent)
 
-                def on_result(result: Any) -> None:
-                    watch.ended(result)
-                    tracking.ended(result)
-                    if result.artifact:
-                        self.store.link(config.name, result.step, result.artifact)
+            def on_result(result: Any) -> None:
+                watch.ended(result)
+                tracking.ended(result)
+                if result.artifact:
+                    self.store.link(config.name, result.step, result.artifact)
 
-                execution = Execution(self.plan, base, self.kept, tracking.cells, on_result, watch.tick)
-                results = execution.run()
-                if (self.folder / "stop").exists():
-                    self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
-                    return STOPPED_BY_SIGNAL + signal.SIGTERM
-                for name, artifact in self.kept.items():
-                    self.store.link(config.name, name, artifact)
-                missing = {name: result.missing for name, result in results.items() if result.missing}
-                made = {name: result.artifact for name, result in results.items() if result.artifact}
-                step = report_step(self.plan, made, missing)
-                inputs = [results[name] for name in step.inputs]
-                scratch = self.store.scratch_folder(step.fingerprint)
-                context = Context(
-                    self.store, resolved, config.name, step.name, step.fingerprint, scratch, tracking.parent
-                )
-                report = run_step(step, context, *inputs)
-                on_result(report)
-            if report.error:
+            results = Execution(self.plan, base, self.kept, tracking.cells, on_result, watch.tick).run()
+            if self._stop_requested():
+                self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
+                return STOPPED_BY_SIGNAL + signal.SIGTERM
+            for name, artifact in self.kept.items():
+                self.store.link(config.name, name, artifact)
+            missing = {name: result.missing for name, result in results.items() if result.missing}
+            report = self._report(results, missing, base)
+            on_result(report)
+            if report.artifact is None:
                 raise report.error
             tracking.finish(report.artifact, missing)
-            return self._say_end(report.artifact, missing)
+        return self._say_end(report.artifact, missing)
+
+    def _report(self, results: dict[str, Any], missing: dict[str, str], base: Any) -> Any:
+        """Make the report here, in the driver: it only reads small tables."""
+        from dataclasses import replace
+
+        from pipeline.dag import report_step
+        from pipeline.execute import run_step
+
+        made = {name: result.artifact for name, result in results.items() if result.artifact}
+        step = report_step(self.plan, made, missing)
+        context = replace(base, step_name=step.name, fingerprint=step.fingerprint)
+        return run_step(step, context, *(results[name] for name in step.inputs))
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """Turn SIGTERM and Ctrl-C into a request that every step sees; a second Ctrl-C leaves at once."""
+        from pipeline.stage import STOP_NOTE
+
+        def request(number: int, frame: Any) -> None:
+            if number == signal.SIGINT and self._stop_requested():
+                raise KeyboardInterrupt
+            self.store.write_note(self.plan.name, STOP_NOTE, b"")
+            self.console.print("Stopping: the steps under way save what they have (Ctrl-C again to leave at once).")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_requested(self) -> bool:
+        from pipeline.stage import STOP_NOTE
+
+        return self.store.read_note(self.plan.name, STOP_NOTE) is not None
 
     def _say_end(self, report: Any, missing: dict[str, str]) -> int:
         link = self.store.link(self.loaded.config.name, "report", report)
         for name, reason in missing.items():
             self.console.print(f"[red]missing[/] {name}: {reason}", highlight=False)
-        self.console.print(f"report: {link / 'index.html'}", highlight=False)
+        self.console.print(f"report: {link}/index.html", highlight=False)
         return EXIT_INCOMPLETE if missing else 0
 
 
@@ -218,33 +249,6 @@ def _cluster(settings: Any) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _stop_file(path: Path, console: Any) -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into a request that every step sees; a second Ctrl-C leaves at once."""
-
-    def request(number: int, frame: Any) -> None:
-        if path.exists() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        path.touch()
-        console.print("Stopping: the steps under way save what they have (Ctrl-C again to leave at once).")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

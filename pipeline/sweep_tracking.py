@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from crate_model.flops import count_parameters
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.dag import Plan, training_flops
 from pipeline.execute import Result
 from pipeline.runtime import git_revision, package_version
@@ -25,6 +24,7 @@ class SweepTracking:
 
     runs: TrackedSweep
     plan: Plan
+    store: Store
     parent: TrackerSpec
     cells: dict[str, TrackerSpec]  # "" is the parent: steps of the whole sweep
     failed: set[str] = field(default_factory=set)
@@ -37,7 +37,7 @@ class SweepTracking:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, uri: str, plan: Plan, folder: Path) -> Iterator[SweepTracking]:
+    def start(cls, uri: str, plan: Plan, store: Store) -> Iterator[SweepTracking]:
         runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool")
         tags = {
             "git": git_revision() or "",
@@ -79,15 +79,12 @@ class SweepTracking:
             self.runs.log_files(self.parent, report, (".png", ".parquet", ".csv", "index.html"))
 
     def _scaling_row(self, cell: str, missing: dict[str, str]) -> dict[str, Any] | None:
-        from pipeline.artifacts.store import Store
-
         if f"{cell}/evaluate" in missing or f"{cell}/pretrain" in missing:
             return None
-        store = Store(Path(self.plan.loaded.config.runtime.store))
         pretrain = self.plan.steps[f"{cell}/pretrain"]
         evaluate = self.plan.steps[f"{cell}/evaluate"]
-        facts = store.get("pretrain", pretrain.fingerprint).summary
-        measured = store.get("evaluate", evaluate.fingerprint).summary
+        facts = self.store.get("pretrain", pretrain.fingerprint).summary
+        measured = self.store.get("evaluate", evaluate.fingerprint).summary
         return {
             "cell": cell,
             "run_id": self.cells[cell].run_id,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.artifacts.store import Store
 from pipeline.progress import ProgressState, read_progress
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def progress_text(state: ProgressState) -> str:
 class Watch:
     """Follows the progress files of one run. Use as a context manager; `tick` often, `ended` at each step's end."""
 
-    def __init__(self, folder: Path, console: Console) -> None:
-        self.folder, self.console = folder, console
+    def __init__(self, store: Store, run_name: str, console: Console) -> None:
+        self.store, self.run_name, self.console = store, run_name, console
         self.began = time.time()
         self.ended_steps: set[str] = set()
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
@@ -77,7 +77,7 @@ class Watch:
 
     def ended(self, result: Result) -> None:
         self.ended_steps.add(result.step)
-        state = read_progress(self.folder).get(result.step)
+        state = read_progress(self.store, self.run_name).get(result.step)
         if result.artifact:
             facts = facts_text(state.facts) if state else ""
             mark, text = "[green]made[/]", f"{duration(result.seconds)}  {facts}"
@@ -88,7 +88,7 @@ class Watch:
         self.console.print(f"{mark} [bold]{result.step}[/]  {text}", highlight=False, soft_wrap=True)
 
     def _running(self) -> list[ProgressState]:
-        states = read_progress(self.folder).values()
+        states = read_progress(self.store, self.run_name).values()
         return [s for s in states if s.step not in self.ended_steps and s.updated >= self.began]
 
     def _table(self) -> Table:

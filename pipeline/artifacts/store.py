@@ -2,6 +2,9 @@
 
 Publishing is one rename, after the manifest: a crash leaves nothing half-made to be trusted. What is unfinished lives in
 `store/.scratch/<fingerprint>` and is found there again by the next attempt.
+
+A store on an object storage works the same: its manifest object, written last, is the commit; a local folder caches what was
+read and holds what is being made, and `keep` copies unfinished work out of it, so that a lost node loses none.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -19,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import manifest as manifests
-from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.manifest import FILE_NAME, Manifest
+from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactError, ResourceError
 
 
@@ -29,6 +35,7 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    storage: Storage | None = None  # where files come from that are not in the folder yet
 
     @property
     def fingerprint(self) -> str:
@@ -44,8 +51,13 @@ class Artifact:
         path = self.folder / name
         if expected is None:
             raise ArtifactError(f"{self.folder} holds no file {name!r}", fix="It has: " + ", ".join(self.names()))
+        if self.storage and not path.is_file():
+            self.storage.download(f"{self.manifest.stage}/{self.fingerprint}/{name}", path)
+            if manifests.sha256_of(path) != expected.sha256:
+                path.unlink()
+                raise self._torn(name, "does not have the sha256 that its manifest says")
         if not path.is_file() or path.stat().st_size != expected.bytes:
-            raise _torn(path, f"has not the {expected.bytes} bytes that its manifest says")
+            raise self._torn(name, f"has not the {expected.bytes} bytes that its manifest says")
         return path
 
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
@@ -55,40 +67,77 @@ class Artifact:
     def verify(self) -> None:
         """Hash every file. Raises ArtifactError at the first that differs from the manifest."""
         for entry in self.manifest.files:
-            path = self.file(entry.name)
-            if manifests.sha256_of(path) != entry.sha256:
-                raise _torn(path, "does not have the sha256 that its manifest says")
+            if manifests.sha256_of(self.file(entry.name)) != entry.sha256:
+                raise self._torn(entry.name, "does not have the sha256 that its manifest says")
 
-
-def _torn(path: Path, why: str) -> ArtifactError:
-    return ArtifactError(f"{path} is damaged: it {why}", fix=f"Delete {path.parent} and run again: it is made anew.")
+    def _torn(self, name: str, why: str) -> ArtifactError:
+        place = f"{self.storage.url}/{self.manifest.stage}/{self.fingerprint}" if self.storage else str(self.folder)
+        return ArtifactError(
+            f"{place}/{name} is damaged: it {why}", fix=f"Delete {place} and run again: it is made anew."
+        )
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder that holds artifacts. Holds no open files, so it can be sent to other processes."""
+    """Artifacts in a folder, or on an object storage with `root` as its local cache. Plain data: it travels to workers."""
 
     root: Path
+    storage: Storage | None = None
+
+    @classmethod
+    def open(cls, place: str, cache: Path) -> Store:
+        """The store at a folder or `scheme://` address; `cache` is the folder under which remote stores are cached here."""
+        if "://" not in place:
+            return cls(Path(place))
+        return cls(cache / hashlib.sha256(place.encode()).hexdigest()[:16], Storage(place.rstrip("/")))
+
+    @property
+    def place(self) -> str:
+        return self.storage.url if self.storage else str(self.root)
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The artifact, or None when it was never published."""
         folder = self.root / stage / fingerprint
-        path = folder / manifests.FILE_NAME
-        if not path.is_file():
+        text = self._read(f"{stage}/{fingerprint}/{FILE_NAME}")
+        if text is None:
             return None
-        return Artifact(folder, Manifest.from_json(path.read_text("utf-8"), str(path)))
+        return Artifact(
+            folder, Manifest.from_json(text.decode("utf-8"), f"{self.place}/{stage}/{fingerprint}"), self.storage
+        )
 
     def get(self, stage: str, fingerprint: str) -> Artifact:
         artifact = self.find(stage, fingerprint)
         if artifact is None:
-            raise ArtifactError(f"no {stage} artifact {fingerprint} in {self.root}", fix="Run the sweep that makes it.")
+            raise ArtifactError(
+                f"no {stage} artifact {fingerprint} in {self.place}", fix="Run the sweep that makes it."
+            )
         return artifact
+
+    def all_of(self, stage: str) -> list[Artifact]:
+        """Every published artifact of a stage."""
+        if self.storage:
+            manifest_names = [name for name in self.storage.names(f"{stage}/") if name.count("/") == 2]
+            fingerprints = [name.split("/")[1] for name in manifest_names if name.endswith(FILE_NAME)]
+        else:
+            fingerprints = sorted(path.name for path in (self.root / stage).glob("*"))
+        return [artifact for name in fingerprints if (artifact := self.find(stage, name))]
 
     def scratch_folder(self, fingerprint: str) -> Path:
         """Where a step keeps what an interrupted attempt can go on from. Removed when the artifact is published."""
         folder = self.root / ".scratch" / fingerprint
+        if self.storage and not folder.exists():
+            below = f".scratch/{fingerprint}/"
+            for name in self.storage.names(below):
+                self.storage.download(name, folder / name.removeprefix(below))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def keep(self, fingerprint: str, path: Path) -> None:
+        """Copy a finished file or folder of the scratch folder to the storage; in a folder store it is there already."""
+        if self.storage:
+            folder = self.scratch_folder(fingerprint)
+            paths = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+            self.storage.upload(folder, [p.relative_to(folder).as_posix() for p in paths], f".scratch/{fingerprint}")
 
     def making_folder(self, fingerprint: str) -> Path:
         """A new empty folder for one attempt, on the store's own file system so that publishing is a rename."""
@@ -98,7 +147,10 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, fingerprint: str) -> Iterator[None]:
-        """Hold the right to make this artifact. Another maker, in whatever sweep, is waited for; a dead one holds nothing."""
+        """Hold the right to make this artifact on this file system; another maker is waited for, a dead one holds nothing.
+
+        Two nodes that share only an object storage may both make it: equal recipe, equal artifact, and one of them stays.
+        """
         path = self.root / ".locks" / fingerprint
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
@@ -110,40 +162,90 @@ class Store:
                     time.sleep(1)
             yield
 
-    def run_folder(self, run_name: str) -> Path:
-        return self.root / "runs" / run_name
-
     def publish(self, making: Path, recipe: Mapping[str, Any], summary: dict[str, Any], provenance: Any) -> Artifact:
         """Seal `making`: write the manifest last, rename the folder into place, drop the scratch folder.
 
         `recipe` has the manifest's stage, version, fingerprint, settings and inputs. If somebody else published the same
-        fingerprint meanwhile, theirs stays: equal recipe, equal artifact.
+        fingerprint meanwhile, theirs stays.
         """
         try:
             files = manifests.list_files(making)
             sealed = Manifest(**recipe, files=files, summary=summary, provenance=provenance)
-            _write_durably(making / manifests.FILE_NAME, sealed.to_json())
+            _write_durably(making / FILE_NAME, sealed.to_json())
         except OSError as error:
             raise disk_error(error, making) from error
-        final = self.root / sealed.stage / sealed.fingerprint
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            making.rename(final)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise disk_error(error, final) from error
-            shutil.rmtree(making)
+        below = f"{sealed.stage}/{sealed.fingerprint}"
+        if self.storage:
+            self.storage.upload(making, [entry.name for entry in files], below)
+            self.storage.upload(making, [FILE_NAME], below)
+            self.storage.delete(self.storage.names(f".scratch/{sealed.fingerprint}/"))
+        _rename(making, self.root / below)
         shutil.rmtree(self.root / ".scratch" / sealed.fingerprint, ignore_errors=True)
         return self.get(sealed.stage, sealed.fingerprint)
 
-    def link(self, run_name: str, name: str, artifact: Artifact) -> Path:
-        """Make `runs/<run>/<name>` a relative link to the artifact, for people who browse."""
+    def run_folder(self, run_name: str) -> Path:
+        return self.root / "runs" / run_name
+
+    def write_note(self, run_name: str, name: str, data: bytes) -> None:
+        """A small file of a run that other processes and terminals read: progress, plan, the wish to stop."""
+        if self.storage:
+            self.storage.write(f"runs/{run_name}/{name}", data)
+            return
+        path = self.run_folder(run_name) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+    def read_note(self, run_name: str, name: str) -> bytes | None:
+        return self._read(f"runs/{run_name}/{name}")
+
+    def notes(self, run_name: str, below: str) -> dict[str, bytes]:
+        """All notes in one folder of a run, by name."""
+        if self.storage:
+            names = [name.rpartition("/")[2] for name in self.storage.names(f"runs/{run_name}/{below}/")]
+        else:
+            names = [path.name for path in sorted((self.run_folder(run_name) / below).glob("[!.]*")) if path.is_file()]
+        found = {name: self.read_note(run_name, f"{below}/{name}") for name in names}
+        return {name: data for name, data in found.items() if data is not None}
+
+    def delete_note(self, run_name: str, name: str) -> None:
+        if self.storage:
+            if self.read_note(run_name, name) is not None:
+                self.storage.delete([f"runs/{run_name}/{name}"])
+        else:
+            (self.run_folder(run_name) / name).unlink(missing_ok=True)
+
+    def link(self, run_name: str, name: str, artifact: Artifact) -> str:
+        """Make `runs/<run>/<name>` lead to the artifact, for people who browse: a relative link, or a note on a storage."""
         link = self.run_folder(run_name) / name
         link.parent.mkdir(parents=True, exist_ok=True)
         new = link.with_name(f".{link.name}-{uuid.uuid4().hex[:8]}")
         new.symlink_to(os.path.relpath(artifact.folder, link.parent), target_is_directory=True)
         new.replace(link)
-        return link
+        if not self.storage:
+            return str(link)
+        place = f"{artifact.manifest.stage}/{artifact.fingerprint}"
+        self.write_note(run_name, f"{name}.json", json.dumps({"artifact": place}).encode())
+        return f"{self.place}/{place}"
+
+    def _read(self, name: str) -> bytes | None:
+        if self.storage:
+            return self.storage.read(name)
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def _rename(making: Path, final: Path) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        making.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise disk_error(error, final) from error
+        shutil.rmtree(making)
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -49,7 +49,9 @@ def write_config(path: Path, config: dict) -> Path:
 
 
 def environment() -> dict[str, str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "MLFLOW_TRACKING_URI"}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "MLFLOW_TRACKING_URI"
+    }
     return clean | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

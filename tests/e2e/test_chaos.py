@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.artifacts.store import Store
 from pipeline.progress import read_progress
 from tests.corpus import write_corpus
 from tests.e2e.sweeps import ROOT, command, environment, sweep, tiny_config, write_config
@@ -19,14 +20,19 @@ from tests.e2e.sweeps import ROOT, command, environment, sweep, tiny_config, wri
 
 def start(config: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        command(config), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command(config),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
-def wait_for_training(process: subprocess.Popen, run: Path, tokens: float) -> None:
+def wait_for_training(process: subprocess.Popen, store: Path, tokens: float) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        states = read_progress(run / "progress").values()
+        states = read_progress(Store(store), "tiny").values()
         if any(state.step.endswith("pretrain") and tokens <= state.done < state.total for state in states):
             return
         time.sleep(0.05)
@@ -44,7 +50,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     corpus = write_corpus(folder)
     grid = {"model.architecture": ["crate"], "model.n_layer": [1]}
-    config = write_config(folder / "tiny.yaml", tiny_config(corpus, folder / "store", grid=grid, pretrain__total_tokens=38_400))
+    config = write_config(
+        folder / "tiny.yaml", tiny_config(corpus, folder / "store", grid=grid, pretrain__total_tokens=38_400)
+    )
     result = sweep(config)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
@@ -55,7 +63,7 @@ def test_a_killed_driver_loses_nothing_and_the_report_is_the_same(undisturbed: P
     config = tmp_path / "tiny.yaml"
     config.write_text(text)
     process = start(config)
-    wait_for_training(process, tmp_path / "store/runs/tiny", tokens=8_000)
+    wait_for_training(process, tmp_path / "store", tokens=8_000)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "store").glob("pretrain/*"))
@@ -72,7 +80,7 @@ def test_a_stopped_sweep_saves_leaves_and_goes_on(undisturbed: Path, tmp_path: P
     config = tmp_path / "tiny.yaml"
     config.write_text(text)
     process = start(config)
-    wait_for_training(process, tmp_path / "store/runs/tiny", tokens=4_000)
+    wait_for_training(process, tmp_path / "store", tokens=4_000)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)

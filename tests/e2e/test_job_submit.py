@@ -34,11 +34,27 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    variables = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = environment() | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
     port, dashboard = free_port(), free_port()
-    arguments = ["start", "--head", "--block", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-    arguments += [f"--dashboard-port={dashboard}", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    arguments = [
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+    ]
+    arguments += [
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        "--disable-usage-stats",
+    ]
     head = subprocess.Popen(
         [*RAY, *arguments], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

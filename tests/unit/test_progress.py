@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.artifacts.store import Store
 from pipeline.progress import Progress, ProgressState, read_progress
 from pipeline.watch import amount, duration, progress_text
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    progress = Progress(tmp_path / "progress", "crate-1l/pretrain", 100, "tokens")
+    store = Store(tmp_path)
+    progress = Progress(store, "run", "crate-1l/pretrain", 100, "tokens")
     progress.start_at(40)
     progress.update(100, loss=5.25)
-    state = read_progress(tmp_path / "progress")["crate-1l/pretrain"]
+    state = read_progress(store, "run")["crate-1l/pretrain"]
     assert (state.done, state.total, state.facts) == (100, 100, {"loss": 5.25})
-    assert read_progress(tmp_path / "absent") == {}
+    assert read_progress(store, "absent") == {}
 
 
 def test_the_rate_leaves_out_what_an_earlier_attempt_did() -> None:

@@ -88,6 +88,6 @@ def test_links_point_to_the_artifact_and_move_with_the_store(tmp_path: Path) -> 
     store = Store(tmp_path / "store")
     link = store.link("run", "crate-1l/tokens", make(store))
     store.link("run", "crate-1l/tokens", store.get("tokens", "f00d"))
-    assert (link / "train" / "0.txt").read_text() == "hello"
+    assert (Path(link) / "train" / "0.txt").read_text() == "hello"
     moved = (tmp_path / "store").rename(tmp_path / "elsewhere")
     assert (moved / "runs" / "run" / "crate-1l" / "tokens" / "train" / "0.txt").exists()
