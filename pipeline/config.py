@@ -36,6 +36,14 @@ class TokensConfig(Section):
     max_document_bytes: Positive = 67_108_864  # a longer text, or line that holds it, is quarantined as too large
     max_bad_fraction: Fraction = 0.001  # more unreadable documents than this stop the stage
 
+    @model_validator(mode="after")
+    def _sources_are_told(self) -> TokensConfig:
+        if self.source == "packaged" and (self.train or self.val or self.test):
+            raise ValueError("source is 'packaged', which takes no files: name a source for those in train, val and test")
+        if self.source != "packaged" and not self.train:
+            raise ValueError(f"source is {self.source!r}, but train names no files")
+        return self
+
 
 class PretrainConfig(Section):
     """The paper's recipe (released code: AdamW, 2,000 warm-up steps, cosine to a tenth). Steps = total_tokens // batch_tokens."""
@@ -76,6 +84,9 @@ class ActivationsConfig(Section):
     top: Positive = 50  # excerpts kept a neuron: highest
     random: Positive = 50  # excerpts kept a neuron: uniform
     per_quantile: Positive = 20  # excerpts kept a neuron and quantile bin
+    quantile_tokens: Positive = 262_144  # of hash-chosen rows, on which the quantiles are measured; `paper`: all
+    tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
+    layers: tuple[Count, ...] | Literal["all"] = "all"
     batch_rows: Positive = 8  # rows a forward pass: its shape changes rounding, so it belongs to the result
     precision: Literal["fp32", "bf16"] = "fp32"
 

@@ -52,6 +52,10 @@ class Context:
         """Make a finished file or folder in `scratch` survive the loss of this node. May take as long as an upload."""
         self.store.keep(self.fingerprint, path)
 
+    def bring(self, path: Path) -> None:
+        """Have a file or folder in `scratch` that another node kept."""
+        self.store.bring(self.fingerprint, path)
+
     def stop_requested(self) -> bool:
         """Whether a person or the cluster asked this sweep to stop: save what is done, and leave. Cheap enough for every step."""
         now = time.monotonic()

@@ -139,6 +139,13 @@ class Store:
             paths = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
             self.storage.upload(folder, [p.relative_to(folder).as_posix() for p in paths], f".scratch/{fingerprint}")
 
+    def bring(self, fingerprint: str, path: Path) -> None:
+        """Have a file or folder here that another node kept; in a folder store it is here already."""
+        if self.storage and not path.exists():
+            name = f".scratch/{fingerprint}/{path.relative_to(self.root / '.scratch' / fingerprint).as_posix()}"
+            for found in self.storage.names(name + "/") or [name]:
+                self.storage.download(found, path / found.removeprefix(name + "/") if found != name else path)
+
     def making_folder(self, fingerprint: str) -> Path:
         """A new empty folder for one attempt, on the store's own file system so that publishing is a rename."""
         folder = self.root / ".making" / f"{fingerprint}-{uuid.uuid4().hex[:8]}"

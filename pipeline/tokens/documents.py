@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import TokensConfig
+
 NO_DOMAIN = "unknown"  # of a document whose source names none
 EXCERPT_CHARACTERS = 200
 
@@ -36,10 +38,15 @@ def excerpt_of(raw: bytes | str) -> str:
     return text[:EXCERPT_CHARACTERS]
 
 
-def checked(text: Any, domain: Any, file: str, line: int, max_bytes: int) -> SourceDocument | Bad:
-    """The document, if its text is one. `domain` is made a string, NO_DOMAIN if there is none."""
+def from_record(record: dict[str, Any], config: TokensConfig, file: str, line: int) -> SourceDocument | Bad:
+    """The document of a source's record, if its text is one."""
+    return from_text(_field(record, config.text_field), _field(record, config.domain_field), config, file, line)
+
+
+def from_text(text: Any, domain: Any, config: TokensConfig, file: str, line: int) -> SourceDocument | Bad:
+    """The document with this text, unless it is none; `domain` becomes a string, NO_DOMAIN if there is none."""
     if text is None:
-        return Bad("missing_text", file, line, "there is no text", "")
+        return Bad("missing_text", file, line, f"there is no {config.text_field!r}", "")
     if not isinstance(text, str):
         return Bad(
             "text_not_a_string", file, line, f"the text is of type {type(text).__name__}", excerpt_of(repr(text))
@@ -49,7 +56,15 @@ def checked(text: Any, domain: Any, file: str, line: int, max_bytes: int) -> Sou
     try:
         utf8 = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Bad("lone_surrogate", file, line, str(error.reason), excerpt_of(text))
-    if len(utf8) > max_bytes:
-        return Bad("too_large", file, line, f"{len(utf8)} bytes of text, {max_bytes} are allowed", excerpt_of(text))
+        return Bad("lone_surrogate", file, line, f"character {error.start}: {error.reason}", excerpt_of(text))
+    if len(utf8) > config.max_document_bytes:
+        detail = f"{len(utf8)} bytes of text; {config.max_document_bytes} are allowed"
+        return Bad("too_large", file, line, detail, excerpt_of(text))
     return SourceDocument(text, utf8, str(domain) if domain else NO_DOMAIN, file, line)
+
+
+def _field(record: Any, path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    for key in path.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record

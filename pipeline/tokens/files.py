@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from pipeline.errors import ResourceError
 
-CHUNK_BYTES = 1 << 20
-REMOTE_BUFFER_BYTES = 8 << 20  # an object store is asked for this much at a time
+CHUNK_BYTES = 1 << 18  # decompressed at a time: stays in the processor's cache
+BUFFER_BYTES = 4 << 20  # a file, or an object store, is asked for this much at a time
 COMPRESSION = {".zst": "zstd", ".gz": "gzip"}
 
 
@@ -25,7 +26,8 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    path: str  # as the configuration writes it: with s3://, or a path
+    path: str  # where it is opened: s3://..., or an absolute path
+    origin: str  # as the configuration writes it, and document tables name it
     bytes: int
     modified: str
 
@@ -33,52 +35,68 @@ class Found:
 def file_system(path: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds `path`, and what the path is called there."""
     if path.startswith("s3://"):
-        return fs.S3FileSystem(), path.removeprefix("s3://")
+        retry = fs.AwsStandardS3RetryStrategy(max_attempts=10)  # a shard is hours of reading
+        return fs.S3FileSystem(retry_strategy=retry), path.removeprefix("s3://")
     return fs.LocalFileSystem(), path
 
 
 def find(pattern: str) -> list[Found]:
     """The files that a path or glob stands for, sorted; all files below it if it is a folder. Raises ResourceError."""
     system, name = file_system(pattern)
-    prefix = pattern.removesuffix(name)
     try:
-        infos = [info for info in _candidates(system, name) if info.is_file]
+        infos = _candidates(system, name)
     except OSError as error:
         raise ResourceError(
             f"cannot list {pattern}: {error}", fix="Check the path, the credentials and AWS_ENDPOINT_URL."
         ) from error
     if not infos:
         raise ResourceError(f"no file matches {pattern}", fix="Check tokens.train and tokens.val in the configuration.")
-    found = [Found(prefix + info.path, info.size, str(info.mtime_ns)) for info in infos]
-    return sorted(found, key=lambda file: file.path)
+    return [_found(info, pattern.startswith("s3://")) for info in sorted(infos, key=lambda info: info.path)]
+
+
+def _found(info: fs.FileInfo, remote: bool) -> Found:
+    origin = f"s3://{info.path}" if remote else info.path
+    return Found(origin if remote else str(Path(origin).absolute()), origin, info.size, str(info.mtime_ns))
 
 
 def _candidates(system: fs.FileSystem, name: str) -> list[fs.FileInfo]:
+    infos = _glob(system, name)
+    for folder in [info for info in infos if info.type == fs.FileType.Directory]:
+        below = system.get_file_info(fs.FileSelector(folder.path, recursive=True))
+        infos += [info for info in below if not info.base_name.startswith(".")]
+    return list({info.path: info for info in infos if info.is_file}.values())
+
+
+def _glob(system: fs.FileSystem, name: str) -> list[fs.FileInfo]:
+    wild = [place for place, character in enumerate(name) if character in "*?["]
+    if not wild:
+        return system.get_file_info([name])
     if isinstance(system, fs.LocalFileSystem):
-        infos = system.get_file_info(sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (keeps the path as written)
-    elif any(character in name for character in "*?["):
-        folder = name[: min(name.find(character) for character in "*?[" if character in name)].rpartition("/")[0]
-        below = system.get_file_info(fs.FileSelector(folder, recursive=True))
-        infos = [info for info in below if fnmatch.fnmatchcase(info.path, name)]
-    else:
-        infos = [system.get_file_info(name)]
-    folders = [info.path for info in infos if info.type == fs.FileType.Directory]
-    files = [info for info in infos if info.is_file]
-    for folder in folders:
-        files += system.get_file_info(fs.FileSelector(folder, recursive=True))
-    return list({info.path: info for info in files}.values())
+        return system.get_file_info(glob.glob(name, recursive=True))  # noqa: PTH207 (keeps the path as written)
+    below = system.get_file_info(fs.FileSelector(name[: wild[0]].rpartition("/")[0], recursive=True))
+    pattern = re.compile(glob_translate(name))
+    return [info for info in below if pattern.match(info.path)]
 
 
 class CountedReader:
-    """A raw file that knows how far it was read, and keeps apart its own errors from those of a decompressor above it."""
+    """A raw file that knows how far it was read, and keeps apart its own errors from those of a decoder above it."""
 
     closed = False
 
-    def __init__(self, path: str) -> None:
-        system, name = file_system(path)
-        self._file = system.open_input_stream(name, compression=None, buffer_size=REMOTE_BUFFER_BYTES)
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
         self.position = 0
         self.error: OSError | None = None
+
+    @classmethod
+    def stream(cls, path: str) -> CountedReader:
+        system, name = file_system(path)
+        return cls(_opened(path, system.open_input_stream, name, compression=None, buffer_size=BUFFER_BYTES))
+
+    @classmethod
+    def random_access(cls, path: str) -> CountedReader:
+        system, name = file_system(path)
+        return cls(_opened(path, system.open_input_file, name))
 
     def read(self, n_bytes: int = -1) -> bytes:
         try:
@@ -89,11 +107,37 @@ class CountedReader:
         self.position += len(data)
         return data
 
+    def reraise(self, path: str) -> None:
+        """After an error: raise ResourceError if it came from the disk or the network, not from what was read."""
+        if self.error is not None:
+            raise ResourceError(f"cannot read {path}: {self.error}", fix="Check the disk or the network; run again.")
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
     def tell(self) -> int:
-        return self.position
+        return self._file.tell()
+
+    def size(self) -> int:
+        return self._file.size()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _opened(path: str, open_file: Callable[..., pa.NativeFile], *arguments: Any, **options: Any) -> pa.NativeFile:
+    try:
+        return open_file(*arguments, **options)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot open {path}: {error}", fix="Check the file, its rights and the network."
+        ) from error
 
 
 class ByteStream:
@@ -108,19 +152,18 @@ class ByteStream:
         return self._raw.position
 
     def _open(self) -> tuple[CountedReader, Any]:
-        raw = CountedReader(self.path)
+        raw = CountedReader.stream(self.path)
         codec = COMPRESSION.get(Path(self.path).suffix)
         return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec) if codec else raw
 
     def chunks(self) -> Iterator[bytes]:
-        """All bytes that can be decoded; then raises Damaged if that was not all. Errors of the disk stay OSError."""
+        """All bytes that can be decoded; then raises Damaged if that was not all."""
         decoded = 0
         while True:
             try:
                 chunk = self._stream.read(CHUNK_BYTES)
             except OSError as error:
-                if self._raw.error is not None:
-                    raise
+                self._raw.reraise(self.path)
                 yield from self._rest(decoded)
                 raise Damaged(str(error)) from error
             if not chunk:
@@ -138,6 +181,5 @@ class ByteStream:
             while byte := self._stream.read(1):
                 rest += byte
         except OSError:
-            if self._raw.error is not None:
-                raise
+            self._raw.reraise(self.path)
         yield bytes(rest)

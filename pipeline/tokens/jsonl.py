@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from pipeline.tokens.documents import Bad, SourceDocument, checked, excerpt_of
-from pipeline.tokens.files import ByteStream, Damaged
+from pipeline.config import TokensConfig
+from pipeline.tokens.documents import Bad, SourceDocument, excerpt_of, from_record
+from pipeline.tokens.files import ByteStream, Damaged, Found
 
 
-def read_jsonl(
-    stream: ByteStream, origin: str, text_field: str, domain_field: str, max_bytes: int
-) -> Iterator[SourceDocument | Bad]:
-    """The documents of one file. Blank lines are none; a line longer than `max_bytes` is never held in memory."""
-    text_path, domain_path = text_field.split("."), domain_field.split(".")
+def read_jsonl(file: Found, config: TokensConfig, report: Callable[[int], None]) -> Iterator[SourceDocument | Bad]:
+    """The documents of one file. Blank lines are none; a line that is too long is never held in memory."""
+    stream, max_bytes = ByteStream(file.path), config.max_document_bytes
     number = 0
     try:
         for number, line in _lines(stream.chunks(), max_bytes):
             if line is None:
-                yield Bad("too_large", origin, number, f"the line is longer than {max_bytes} bytes", "")
-            elif not line.isspace() and line:
-                yield _parse(line, text_path, domain_path, origin, number, max_bytes)
+                yield Bad("too_large", file.origin, number, f"the line is longer than {max_bytes} bytes", "")
+            elif line and not line.isspace():
+                yield _parse(line, config, file.origin, number)
+            report(stream.position)
     except Damaged as damage:
-        yield Bad("damaged_file", origin, number + 1, f"{damage}: what follows could not be read", "")
+        yield Bad("damaged_file", file.origin, number + 1, f"{damage}: what follows could not be read", "")
 
 
 def _lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -42,9 +41,7 @@ def _lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes
         yield number, b"".join(pieces) if size <= max_bytes else None
 
 
-def _parse(
-    line: bytes, text_path: list[str], domain_path: list[str], origin: str, number: int, max_bytes: int
-) -> SourceDocument | Bad:
+def _parse(line: bytes, config: TokensConfig, origin: str, number: int) -> SourceDocument | Bad:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -53,11 +50,4 @@ def _parse(
         return Bad("malformed_json", origin, number, str(error), excerpt_of(line))
     if not isinstance(record, dict):
         return Bad("malformed_json", origin, number, f"not an object but {type(record).__name__}", excerpt_of(line))
-    return checked(_field(record, text_path), _field(record, domain_path), origin, number, max_bytes)
-
-
-def _field(record: Any, path: list[str]) -> Any:
-    """The value at a dotted path, None where there is none."""
-    for key in path:
-        record = record.get(key) if isinstance(record, dict) else None
-    return record
+    return from_record(record, config, origin, number)

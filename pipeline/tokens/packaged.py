@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -60,12 +61,12 @@ def _speeches() -> Iterator[tuple[str, str, str]]:
 
 def _library() -> Iterator[tuple[str, str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if not NO_LIBRARY.intersection(name.parts):
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(set(below) - NO_LIBRARY)
+        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".py")):
             with tokenize.open(path) as file:  # as Python reads it: a file may name its encoding
                 if text := file.read():
-                    yield PYTHON, f"Lib/{name.as_posix()}", text
+                    yield PYTHON, f"Lib/{path.relative_to(root).as_posix()}", text
 
 
 def _reference() -> Iterator[tuple[str, str, str]]:

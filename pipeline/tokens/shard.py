@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import TokensConfig
 from pipeline.tokens.documents import Bad, SourceDocument
 from pipeline.tokens.encode import Mismatch, compare, encode_exactly, encode_fast, fast_encoder
-from pipeline.tokens.sources import Source, read
+from pipeline.tokens.sources import Report, Source, read
 
 GROUP_BYTES = 4 << 20  # text encoded at a time
 SAMPLE_STRIDE = 7919  # a prime: which document of each group is encoded by both encoders
 DIGEST = np.dtype("S16")  # the first 16 bytes of a text's sha256
-
-Report = Callable[[int], None]  # told how many bytes of the source were read
 
 
 @dataclass
@@ -68,7 +66,12 @@ def make_shard(source: Source, config: TokensConfig, held_out: Path | None, shar
             _attempt(source, config, digests, final, report, Facts(), fast=fast_encoder() is not None)
         except Mismatch:
             _attempt(source, config, digests, final, report, Facts(mismatched=True), fast=False)
-    return Facts(**json.loads((final / "facts.json").read_text("utf-8")))
+    return read_facts(final)
+
+
+def read_facts(shard: Path) -> Facts:
+    """What became of the source of a finished shard."""
+    return Facts(**json.loads((shard / "facts.json").read_text("utf-8")))
 
 
 def _attempt(

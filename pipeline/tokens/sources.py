@@ -9,61 +9,83 @@ from pathlib import Path
 
 from pipeline.config import TokensConfig
 from pipeline.tokens.documents import Bad, SourceDocument
-from pipeline.tokens.files import ByteStream, find
+from pipeline.tokens.files import Found, find
+from pipeline.tokens.hugging_face import list_hugging_face, read_hugging_face
 from pipeline.tokens.jsonl import read_jsonl
 from pipeline.tokens.packaged import write_corpus
+from pipeline.tokens.parquet import read_parquet
+from pipeline.tokens.plain_text import read_plain_text
 
+TEXT_SHARD_BYTES = 256 << 20  # plain text files are gathered into shards of about this size
 Records = Iterator[SourceDocument | Bad]
+Report = Callable[[int], None]  # told how many bytes of a source were read so far
 
 
 @dataclass(frozen=True)
 class Source:
-    """What becomes one shard: usually a file."""
+    """What becomes one shard: a file, some small text files, or a part of a Hugging Face dataset."""
 
-    number: int  # within its list, which is the shard's number in the artifact
+    number: int  # within its split, which is the shard's number in the artifact
     split: str  # "train", "val", "test", or "hashed": each document goes to train or val by the hash of its text
-    path: str
-    origin: str  # how document tables name it
-    bytes: int  # on disk, possibly compressed
-    modified: str  # with path and bytes: whether a finished shard still belongs to this file
+    files: tuple[Found, ...]
+    part: int = 0  # of a Hugging Face dataset
+
+    @property
+    def bytes(self) -> int:
+        """On disk, possibly compressed; 0 where it is not known."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def origin(self) -> str:
+        return self.files[0].origin
 
     @property
     def name(self) -> str:
-        identity = hashlib.sha256(f"{self.path}|{self.bytes}|{self.modified}".encode()).hexdigest()[:12]
-        return f"{self.split}-{self.number:05d}-{identity}"
+        """A finished shard is found again under this name as long as its files are the same."""
+        identity = "|".join(f"{file.path}|{file.bytes}|{file.modified}" for file in self.files) + f"|{self.part}"
+        return f"{self.split}-{self.number:05d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def list_sources(config: TokensConfig, scratch: Path) -> list[Source]:
     """All sources, held-out ones first. `scratch` is where the packaged corpus is written. Raises ResourceError."""
     if config.source == "packaged":
-        return [
-            Source(number, "hashed", str(path), f"corpus/{path.name}", path.stat().st_size, "")
-            for number, path in enumerate(write_corpus(scratch / "corpus"))
-        ]
-    given = {"val": config.val, "test": config.test, "train" if config.val else "hashed": config.train}
-    return [source for split, patterns in given.items() for source in _matching(patterns, split)]
+        corpus = write_corpus(scratch / "corpus")
+        files = [Found(str(path), f"corpus/{path.name}", path.stat().st_size, "") for path in corpus]
+        return [Source(number, "hashed", (file,)) for number, file in enumerate(files)]
+    held_out = bool(config.val)
+    given = {"val": config.val, "test": config.test, "train" if held_out else "hashed": config.train}
+    return [source for split, patterns in given.items() for source in _listed(config.source, patterns, split)]
 
 
-def _matching(patterns: tuple[str, ...], split: str) -> list[Source]:
+def _listed(kind: str, patterns: tuple[str, ...], split: str) -> list[Source]:
+    if kind == "huggingface":
+        parts = [part for name in patterns for part in list_hugging_face(name, split)]
+        return [Source(number, split, (file,), part) for number, (file, part) in enumerate(parts)]
     found = {file.path: file for pattern in patterns for file in find(pattern)}  # a file named twice is read once
-    return [Source(i, split, file.path, file.path, file.bytes, file.modified) for i, file in enumerate(found.values())]
+    shards = _gathered(list(found.values())) if kind == "text" else [(file,) for file in found.values()]
+    return [Source(number, split, files) for number, files in enumerate(shards)]
 
 
-def read(source: Source, config: TokensConfig, report: Callable[[int], None]) -> Records:
-    """The documents of one source; `report` is told how many bytes of it were read."""
-    return READERS[config.source](source, config, report)
+def _gathered(files: list[Found]) -> list[tuple[Found, ...]]:
+    shards: list[list[Found]] = []
+    size = TEXT_SHARD_BYTES
+    for file in files:
+        if size >= TEXT_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(file)
+        size += file.bytes
+    return [tuple(shard) for shard in shards]
 
 
-def _jsonl(source: Source, config: TokensConfig, report: Callable[[int], None]) -> Records:
-    stream = ByteStream(source.path)
-    for document in read_jsonl(
-        stream, source.origin, config.text_field, config.domain_field, config.max_document_bytes
-    ):
-        report(stream.position)
-        yield document
-
-
-READERS: dict[str, Callable[[Source, TokensConfig, Callable[[int], None]], Records]] = {
-    "packaged": _jsonl,
-    "jsonl": _jsonl,
-}
+def read(source: Source, config: TokensConfig, report: Report) -> Records:
+    """The documents of one source; `report` is told how far it is read. Raises ResourceError when it cannot be."""
+    match config.source:
+        case "packaged" | "jsonl":
+            return read_jsonl(source.files[0], config, report)
+        case "parquet":
+            return read_parquet(source.files[0], config, report)
+        case "text":
+            return read_plain_text(source.files, config, report)
+        case "huggingface":
+            return read_hugging_face(source.files[0], source.part, config, report)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import numpy as np
 from pipeline.artifacts.store import Artifact
 from pipeline.config import TokensConfig
 from pipeline.errors import StageError
-from pipeline.progress import Progress
 from pipeline.stage import Context, Stage, Summary
-from pipeline.tokens.shard import Facts, make_shard
-from pipeline.tokens.sources import Source, list_sources
+from pipeline.tokens.job import JobProgress, TokensJob, make_here
+from pipeline.tokens.on_ray import make_shards
+from pipeline.tokens.shard import Facts
+from pipeline.tokens.sources import list_sources
 
 SPLITS = ("train", "val", "test")
+LARGE_BYTES = 32 << 20  # on disk; less than this is tokenized sooner than Ray Data starts
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,61 +34,54 @@ class TokensSettings:
 
 def run(settings: TokensSettings, inputs: Mapping[str, Artifact], out: Path, context: Context) -> Summary:
     """Tokenize every source into its shard, held-out ones first, then lay the shards out as the artifact."""
-    config = settings.tokens
-    sources = list_sources(config, context.scratch)
-    shards = context.scratch / "shards"
-    progress = context.progress(sum(source.bytes for source in sources), "bytes")
-    done = 0
-    facts: list[Facts] = []
-    held_out: Path | None = None
-    for source in sources:
-        if source.split == "train" and held_out is None:
-            held_out = _held_out(sources, shards)
-        facts.append(make_shard(source, config, held_out, shards, partial(_report, progress, done)))
-        done += source.bytes
-    progress.update(done)
-    _stop_if_too_bad(sources, facts, config.max_bad_fraction)
-    _lay_out(sources, shards, out)
-    if config.source == "packaged":
-        shutil.copytree(context.scratch / "corpus", out / "corpus")
+    job = TokensJob(settings.tokens, context, tuple(list_sources(settings.tokens, context.scratch)))
+    job.clear_leftovers()
+    progress = JobProgress(job)
+    held_out, others = job.phases()
+    make = make_shards if job.total_bytes >= LARGE_BYTES else make_here
+    if held_out:
+        make(job, held_out, progress)
+        job.gather_digests()
+    make(job, others, progress)
+    facts = [job.facts(source) for source in job.sources]
+    _tell_mismatches(job, facts)
+    _stop_if_too_bad(job, facts)
+    _lay_out(job, out)
     return summarize(facts, out)
 
 
-def _report(progress: Progress, done: int, position: int) -> None:
-    progress.update(done + position)
+def _tell_mismatches(job: TokensJob, facts: list[Facts]) -> None:
+    files = [source.origin for source, fact in zip(job.sources, facts, strict=True) if fact.mismatched]
+    if files:
+        logger.warning("fastokens differed from tiktoken in %d shards, made by tiktoken alone: %s", len(files), files)
 
 
-def _held_out(sources: list[Source], shards: Path) -> Path:
-    digests = [np.load(shards / source.name / "digests.npy") for source in sources if source.split in ("val", "test")]
-    path = shards / "held_out.npy"
-    np.save(path, np.unique(np.concatenate(digests)))
-    return path
-
-
-def _stop_if_too_bad(sources: list[Source], facts: list[Facts], max_bad_fraction: float) -> None:
+def _stop_if_too_bad(job: TokensJob, facts: list[Facts]) -> None:
     bad, documents = sum(f.quarantined for f in facts), sum(f.documents_in for f in facts)
-    if bad <= max_bad_fraction * documents:
+    if bad <= job.config.max_bad_fraction * documents:
         return
-    source, worst = max(zip(sources, facts, strict=True), key=lambda pair: pair[1].quarantined)
+    source, worst = max(zip(job.sources, facts, strict=True), key=lambda pair: pair[1].quarantined)
     kinds = ", ".join(f"{count} {kind}" for kind, count in worst.bad.items())
     raise StageError(
         f"{bad} of {documents} documents are unreadable; the worst file is {source.origin} ({kinds})",
-        fix="Repair or leave out that file, or raise tokens.max_bad_fraction.",
+        fix=f"See {job.shards / source.name / 'quarantine.jsonl'}; repair the file, leave it out, or raise "
+        "tokens.max_bad_fraction.",
         stage="tokens",
     )
 
 
-def _lay_out(sources: list[Source], shards: Path, out: Path) -> None:
+def _lay_out(job: TokensJob, out: Path) -> None:
     """Name the finished shards' files as the artifact does, without copying where the disk can link."""
     with (out / "quarantine.jsonl").open("wb") as quarantine:
-        for source in sources:
-            quarantine.write((shards / source.name / "quarantine.jsonl").read_bytes())
-            for split in SPLITS:
-                for suffix in (".arrow", ".documents.parquet"):
-                    made = shards / source.name / f"{split}{suffix}"
-                    if made.is_file():
-                        (out / split).mkdir(exist_ok=True)
-                        _link(made, out / split / f"{source.number:05d}{suffix}")
+        for source in job.sources:
+            shard = job.shards / source.name
+            quarantine.write((shard / "quarantine.jsonl").read_bytes())
+            for path in sorted([*shard.glob("*.arrow"), *shard.glob("*.documents.parquet")]):
+                split, _, suffix = path.name.partition(".")
+                (out / split).mkdir(exist_ok=True)
+                _link(path, out / split / f"{source.number:05d}.{suffix}")
+    if job.config.source == "packaged":
+        shutil.copytree(job.context.scratch / "corpus", out / "corpus")
 
 
 def _link(source: Path, target: Path) -> None:
