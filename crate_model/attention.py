@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from crate_model.cache import KeyValueCache
 from crate_model.config import ModelConfig
 from crate_model.layers import Linear
+from crate_model.ops import precision
 
 Stream = Float[Tensor, "batch t d_model"]
 Mask = Bool[Tensor, "batch 1 t seen"]
@@ -59,5 +60,8 @@ def _attend(
     t, seen = query.shape[-2], key.shape[-2]
     if mask is None and 1 < t < seen:  # several new positions after cached ones: causal, shifted
         mask = torch.ones(t, seen, dtype=torch.bool, device=query.device).tril(seen - t)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None and t == seen)
-    return mixed.transpose(1, 2).flatten(-2)
+    dtype, causal = query.dtype, mask is None and t == seen
+    if precision.widens(query):
+        query, key, value = query.float(), key.float(), value.float()
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    return mixed.to(dtype).transpose(1, 2).flatten(-2)

@@ -94,7 +94,9 @@ class SparseAutoencoder(nn.Module):
     def project_decoder_gradient(self) -> None:
         """Take from each decoder row's gradient its part along the row, which would only change the norm."""
         if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True) / self.W_dec.norm(dim=1, keepdim=True).square()
+            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True) / self.W_dec.norm(
+                dim=1, keepdim=True
+            ).square()
             self.W_dec.grad.sub_(along * self.W_dec)
 
     @torch.no_grad()

@@ -36,6 +36,11 @@ def widens(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not fast_bf16()
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 where its products should be computed so, else itself."""
+    return tensor.float() if widens(tensor) else tensor
+
+
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to the autocast dtype where autocast is on, as torch does for its own linear layers; else the tensors as they are."""
     device_type = tensors[0].device.type
