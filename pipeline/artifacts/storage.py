@@ -36,8 +36,8 @@ class Storage:
 
         def attempt() -> bytes | None:
             try:
-                with self._files.open_input_stream(self._path(name)) as stream:
-                    return stream.read()
+                with self._files.open_input_file(self._path(name)) as file:
+                    return file.readall()
             except FileNotFoundError:
                 return None
 
@@ -90,7 +90,7 @@ class Storage:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{random.getrandbits(32):08x}")
         try:
-            with self._files.open_input_stream(self._path(name)) as source, temporary.open("wb") as target:
+            with self._files.open_input_file(self._path(name)) as source, temporary.open("wb") as target:
                 while block := source.read(COPY_BYTES):
                     target.write(block)
             temporary.replace(path)

@@ -1,0 +1,94 @@
+"""A store on an object storage: same promises as a folder, also when the storage answers 500 or late."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.errors import ArtifactError, ClientError
+from pipeline.progress import Progress, read_progress
+from tests.s3 import BUCKET, s3_server
+
+RECIPE = {"stage": "tokens", "version": 1, "fingerprint": "f00d", "settings": {}, "inputs": {}}
+
+
+@pytest.fixture(scope="module")
+def bad_weather() -> Iterator[str]:
+    with s3_server(fail_every=11, slow_every=30) as weather:
+        yield os.environ["AWS_ENDPOINT_URL"]
+        assert weather.n_failed > 3
+
+
+@pytest.fixture
+def place(bad_weather: str, request: pytest.FixtureRequest) -> str:
+    port = bad_weather.rpartition(":")[2]  # in the address itself, so that no test sees another's cached connection
+    return f"s3://{BUCKET}/{request.node.name}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+
+
+def publish(store: Store, size: int = 300_000) -> Artifact:
+    folder = store.making_folder("f00d")
+    (folder / "train").mkdir()
+    (folder / "train" / "0.bin").write_bytes(bytes(range(256)) * (size // 256))
+    (folder / "small.txt").write_text("hello")
+    return store.publish(folder, RECIPE, {"n": 1}, {})
+
+
+def test_one_node_publishes_and_another_reads(place: str, tmp_path: Path) -> None:
+    here, there = Store.open(place, tmp_path / "here"), Store.open(place, tmp_path / "there")
+    assert there.find("tokens", "f00d") is None
+    publish(here)
+    artifact = there.get("tokens", "f00d")
+    assert artifact.file("small.txt").read_text() == "hello"
+    artifact.verify()
+    assert [a.fingerprint for a in there.all_of("tokens")] == ["f00d"]
+
+
+def test_without_its_manifest_an_upload_is_no_artifact(place: str, tmp_path: Path) -> None:
+    store = Store.open(place, tmp_path)
+    assert store.storage
+    store.storage.write("tokens/f00d/small.txt", b"hello")
+    assert store.find("tokens", "f00d") is None
+
+
+def test_a_damaged_object_is_told_and_not_kept(place: str, tmp_path: Path) -> None:
+    publish(Store.open(place, tmp_path / "here"))
+    there = Store.open(place, tmp_path / "there")
+    assert there.storage
+    there.storage.write("tokens/f00d/small.txt", b"hellO")
+    with pytest.raises(ArtifactError, match=r"small\.txt is damaged"):
+        there.get("tokens", "f00d").file("small.txt")
+    assert not list((tmp_path / "there").rglob("small.txt"))
+
+
+def test_unfinished_work_survives_the_loss_of_a_node(place: str, tmp_path: Path) -> None:
+    here = Store.open(place, tmp_path / "here")
+    folder = here.scratch_folder("f00d")
+    (folder / "resume" / "5").mkdir(parents=True)
+    (folder / "resume" / "5" / "state").write_text("kept")
+    (folder / "junk").write_text("not kept")
+    here.keep("f00d", folder / "resume" / "5")
+    there = Store.open(place, tmp_path / "there")
+    assert [p.name for p in there.scratch_folder("f00d").rglob("*") if p.is_file()] == ["state"]
+    publish(there)
+    assert list(Store.open(place, tmp_path / "fourth").scratch_folder("f00d").iterdir()) == []
+
+
+def test_progress_and_notes_are_seen_from_elsewhere(place: str, tmp_path: Path) -> None:
+    here, there = Store.open(place, tmp_path / "here"), Store.open(place, tmp_path / "there")
+    Progress(here, "run", "crate-1l/pretrain", 10, "tokens").update(10)
+    assert read_progress(there, "run")["crate-1l/pretrain"].done == 10
+    here.write_note("run", "stop", b"")
+    assert there.read_note("run", "stop") == b""
+    there.delete_note("run", "stop")
+    assert here.read_note("run", "stop") is None
+
+
+def test_a_storage_that_stays_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.artifacts.storage.ATTEMPTS", 2)
+    store = Store.open(f"s3://{BUCKET}/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", tmp_path)
+    with pytest.raises(ClientError, match="cannot read"):
+        store.find("tokens", "f00d")
