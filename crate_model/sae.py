@@ -5,8 +5,8 @@ differ in how features f come from h and in the loss:
 
 - `relu`: f = relu(h); L1. *Source:* the paper's baseline (Bai & Ma 2025, released code); Bricken et al. 2023.
 - `topk`: the k largest of relu(h) a token; no penalty. *Source:* Gao et al. 2024, arXiv 2406.04093.
-- `batchtopk`: in training the k*n largest of the batch's n tokens, afterwards a learned threshold. *Source:* Bussmann et al. 2024.
-- `jumprelu`: h where h > threshold, one learned threshold a feature; L0. *Source:* Rajamanoharan et al. 2024, arXiv 2407.14435.
+- `batchtopk`: in training the k*n largest of the batch's n tokens, then a threshold. *Source:* Bussmann et al. 2024.
+- `jumprelu`: h where h exceeds a learned threshold; L0. *Source:* Rajamanoharan et al. 2024, arXiv 2407.14435.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from crate_model import taps
 from crate_model.config import SAEConfig
@@ -39,6 +39,7 @@ class SparseAutoencoder(nn.Module):
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.threshold: Tensor  # of batchtopk after training
         self.W_enc = nn.Parameter(torch.empty(config.d_in, config.d_sae))
         self.b_enc = nn.Parameter(torch.empty(config.d_sae))
         self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
@@ -122,7 +123,7 @@ def keep_largest(values: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*b
 
 @dataclass(frozen=True)
 class SAELoss:
-    """Scalars; `total` carries the gradient. `penalty` is the L1 norm (relu), the L0 (jumprelu) or the auxiliary loss, unweighted."""
+    """Scalars; `total` carries the gradient. `penalty` is the L1 norm (relu), L0 (jumprelu) or auxiliary loss, unweighted."""
 
     total: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""]
@@ -181,13 +182,13 @@ class _JumpReLU(torch.autograd.Function):
     """h where h > threshold; the threshold's gradient through a rectangle of width BANDWIDTH."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, threshold: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(h, threshold)
         return h * (h > threshold)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         h, threshold = ctx.saved_tensors
         near = ((h - threshold).abs() < BANDWIDTH / 2).to(h.dtype)
         to_threshold = -(threshold / BANDWIDTH) * near * gradient
@@ -198,13 +199,13 @@ class _Step(torch.autograd.Function):
     """1 where h > threshold; the threshold's gradient through a rectangle of width BANDWIDTH, none to h."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, threshold: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(h, threshold)
         return (h > threshold).to(h.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         h, threshold = ctx.saved_tensors
         near = ((h - threshold).abs() < BANDWIDTH / 2).to(h.dtype)
         return None, (-near / BANDWIDTH * gradient).flatten(0, -2).sum(dim=0)

@@ -1,0 +1,47 @@
+"""Which autoencoders a configuration asks for of a model."""
+
+from __future__ import annotations
+
+from crate_model.config import ModelConfig
+from pipeline.artifacts.saes import Site
+from pipeline.config import SAEConfigSection
+from pipeline.errors import ConfigError
+
+
+def planned_sites(settings: SAEConfigSection, model: ModelConfig) -> list[Site]:
+    """One site a layer, width and sparsity. Raises ConfigError for a layer the model has not or a k above its features."""
+    layers = range(model.n_layer) if settings.layers == "all" else settings.layers
+    sites = []
+    for layer in layers:
+        if layer >= model.n_layer:
+            raise ConfigError(
+                f"sae.layers names layer {layer}, but the model has layers 0 to {model.n_layer - 1}",
+                fix="Correct sae.layers, or set it to 'all'.",
+            )
+        for expansion in settings.expansions:
+            sites += [_site(settings, layer, expansion, sparsity) for sparsity in settings.sparsities]
+    for site in sites:
+        features = site.expansion * width(model, site.tap)
+        if site.variant in ("topk", "batchtopk") and site.sparsity > features:
+            raise ConfigError(
+                f"sae.k is {site.sparsity:.0f}, but {site.name} has {features} features", fix="Set a smaller sae.k."
+            )
+    return sites
+
+
+def width(model: ModelConfig, tap: str) -> int:
+    """Entries of a token's vector at a tap within a block."""
+    return model.d_code if tap == "code" else model.d_model
+
+
+def _site(settings: SAEConfigSection, layer: int, expansion: int, sparsity: float) -> Site:
+    letter = {"relu": "l1", "jumprelu": "l0"}.get(settings.variant, "k")
+    suffix = f"-{letter}_{sparsity:g}" if len(settings.sparsities) > 1 else ""
+    return Site(
+        f"{settings.tap}-l{layer}-{expansion}x{suffix}",
+        layer,
+        settings.tap,
+        expansion,
+        settings.variant,
+        float(sparsity),
+    )

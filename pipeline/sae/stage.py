@@ -1,0 +1,66 @@
+"""Stage `sae`: sparse autoencoders of a model's activations, trained on the fly, and how good they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts.store import Artifact
+from pipeline.config import SAEConfigSection
+from pipeline.stage import Context, Stage, Summary
+
+if TYPE_CHECKING:
+    from pipeline.artifacts.saes import Site
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int
+    sae: SAEConfigSection
+
+
+def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
+    import pyarrow as pa
+
+    from pipeline.artifacts.checkpoint import model_config
+    from pipeline.artifacts.saes import write_tables
+    from pipeline.sae.group import made_folder
+    from pipeline.sae.on_ray import make_groups
+    from pipeline.sae.planned import planned_sites
+
+    sites = planned_sites(settings.sae, model_config(inputs["pretrain"]))
+    results = make_groups(settings, inputs, groups(sites, context.runtime.workers_per_cell), context)
+    for site in sites:
+        context.bring(made_folder(context) / site.name)
+        shutil.copytree(made_folder(context) / site.name, out_folder / site.name)
+    by_site = {row["site"]: row for result in results for row in result.measures}
+    measures = [by_site[site.name] for site in sites]
+    densities = pa.concat_tables([result.densities for result in results])
+    curves = pa.concat_tables([result.curves for result in results])
+    write_tables(out_folder, measures, densities, curves)
+    tracker = context.tracker.open()
+    tracker.metrics(
+        {f"sae/{row['site']}/{name}": row[name] for row in measures for name in TOLD if row[name] is not None}, 0
+    )
+    tracker.close()
+    told = {row["site"]: {name: row[name] for name in TOLD} for row in measures}
+    return {"sites": [asdict(site) for site in sites], "measures": told}
+
+
+TOLD = ("l0", "unexplained", "dead", "recovered_zero", "recovered_mean", "loss_clean", "loss_spliced", "kl")
+
+
+def groups(sites: Sequence[Site], n_workers: int) -> list[list[Site]]:
+    """The sites of whole layers shared out over at most `n_workers` groups: a group's layers are read in one pass."""
+    layers = list(dict.fromkeys(site.layer for site in sites))
+    n_groups = max(1, min(n_workers, len(layers)))
+    shares = [layers[rank * len(layers) // n_groups : (rank + 1) * len(layers) // n_groups] for rank in range(n_groups)]
+    return [[site for site in sites if site.layer in share] for share in shares]
+
+
+STAGE = Stage(
+    "sae", 1, "cell", ("tokens", "pretrain"), Settings, run, needed=lambda config: bool(config.sae.expansions)
+)

@@ -1,0 +1,58 @@
+"""What an interrupted training goes on from: everything that a step reads, one file an autoencoder, replaced by rename."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.sae.training import SAETrainer
+
+COUNTERS = ("step_number", "clock", "n_counted", "n_resampled", "scale")
+TENSORS = ("n_fired", "silent_for")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_state(folder: Path, trainer: SAETrainer, curve: Sequence[dict[str, Any]]) -> Path:
+    """Replace the trainer's state file; returns it."""
+    tensors = {f"sae.{name}": tensor for name, tensor in trainer.sae.state_dict().items()}
+    tensors |= {name: getattr(trainer, name) for name in TENSORS}
+    for name, parameter in trainer.sae.named_parameters():
+        for moment in MOMENTS:
+            if moment in trainer.optimizer.state[parameter]:
+                tensors[f"adam.{name}.{moment}"] = trainer.optimizer.state[parameter][moment]
+    facts = {name: getattr(trainer, name) for name in COUNTERS} | {"curve": list(curve)}
+    path = _path(folder, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"facts": json.dumps(facts)})
+    return temporary.replace(path)
+
+
+def restore_state(folder: Path, trainer: SAETrainer) -> list[dict[str, Any]]:
+    """Bring `trainer` to its saved state, if there is one; returns its curve so far."""
+    path = _path(folder, trainer)
+    if not path.is_file():
+        return []
+    device = trainer.n_fired.device
+    with safe_open(path, framework="pt", device=str(device)) as stored:
+        facts = json.loads(stored.metadata()["facts"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    trainer.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
+    for name in TENSORS:
+        setattr(trainer, name, tensors[name])
+    for name in COUNTERS:
+        setattr(trainer, name, facts[name])
+    for name, parameter in trainer.sae.named_parameters():
+        moments = {moment: tensors.get(f"adam.{name}.{moment}") for moment in MOMENTS}
+        trainer.optimizer.state[parameter] = {key: value for key, value in moments.items() if value is not None}
+    return facts["curve"]
+
+
+def _path(folder: Path, trainer: SAETrainer) -> Path:
+    return folder / f"{trainer.site.name}.safetensors"

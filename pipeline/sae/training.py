@@ -1,0 +1,134 @@
+"""One autoencoder in training: its weights, its optimizer, its own learning-rate clock and firing counts.
+
+Several of these take the same batches side by side; none knows of the others, so a group may hold one or fifty and each
+comes out the same to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crate_model.config import SAEConfig
+from crate_model.sae import SAELoss, SparseAutoencoder, loss
+from pipeline.artifacts.saes import Site
+from pipeline.config import SAEConfigSection
+
+FIRST_RATE = 0.1  # of the learning rate, where the warm-up begins. Source: released code
+THRESHOLD_RATE = 0.01  # of the moving average of batchtopk's threshold
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from names and numbers, the same everywhere."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def learning_rate(clock: int, peak: float, warmup_steps: int) -> float:
+    """The rate of the step `clock` steps after the start or the last resampling: half a cosine up from a tenth, then flat.
+
+    *Source:* released code, whose last rise is one step short of the peak; so is ours.
+    """
+    if warmup_steps == 0:
+        return peak
+    share = min(clock, warmup_steps - 1) / warmup_steps
+    return peak * (FIRST_RATE + (1 - FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * share)))
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Of one batch, for the curve."""
+
+    loss: float
+    reconstruction: float
+    penalty: float
+    l0: float
+    silent: float
+    learning_rate: float
+
+
+class SAETrainer:
+    """Trains the autoencoder of `site`. Inputs are scaled to mean squared norm 1 for all variants but the paper's `relu`."""
+
+    def __init__(self, site: Site, settings: SAEConfigSection, d_in: int, seed: int, device: torch.device) -> None:
+        self.site, self.settings = site, settings
+        k = int(site.sparsity) if site.variant in ("topk", "batchtopk") else 1
+        config = SAEConfig(d_in, site.expansion * d_in, site.variant, k)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "sae", site.name))
+            self.sae = SparseAutoencoder(config).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.sae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True
+        )
+        self.step_number = 0
+        self.clock = 0  # steps since the start or the last resampling: the learning rate's time
+        self.n_counted = 0  # tokens over which `n_fired` counts
+        self.n_fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self.silent_for = torch.zeros(
+            config.d_sae, dtype=torch.int64, device=device
+        )  # tokens since a feature last fired
+        self.n_resampled = 0
+        self.scale = 1.0
+
+    def step(self, v: Tensor) -> SAELoss:
+        """One optimizer step on activations v (n, d_in)."""
+        if self.step_number == 0 and self.site.variant != "relu":
+            self._fit_to_data(v)
+        v = v * self.scale if self.scale != 1.0 else v
+        self.optimizer.zero_grad()
+        losses, f = loss(self.sae.train(), v, self.site.sparsity, self._dead())
+        losses.total.backward()
+        self.sae.project_decoder_gradient()
+        rate = learning_rate(self.clock, self.settings.learning_rate, self.settings.warmup_steps)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.sae.normalise_decoder()
+        self._count(f.detach())
+        self.step_number += 1
+        self.clock += 1
+        return losses
+
+    @torch.no_grad()
+    def _fit_to_data(self, v: Tensor) -> None:
+        """Begin with the data's scale and mean. *Source:* Gao et al. 2024; the mean stands for their geometric median."""
+        self.scale = float(v.square().sum(dim=-1).mean().clamp_min(1e-12).rsqrt())
+        self.sae.b_dec.copy_(v.mean(dim=0) * self.scale)
+
+    def _dead(self) -> Tensor | None:
+        if self.site.variant not in ("topk", "batchtopk"):
+            return None
+        return self.silent_for >= self.settings.dead_after_tokens
+
+    @torch.no_grad()
+    def _count(self, f: Tensor) -> None:
+        fired = (f > 0).sum(dim=0)
+        self.n_fired += fired
+        self.n_counted += len(f)
+        self.silent_for = torch.where(fired > 0, 0, self.silent_for + len(f))
+        self.n_active = fired.sum()
+        if self.site.variant == "batchtopk":
+            smallest = torch.where(f > 0, f, math.inf).min()
+            if bool(smallest.isfinite()):
+                self.sae.threshold.lerp_(smallest, THRESHOLD_RATE if self.step_number else 1.0)
+
+    def figures(self, losses: SAELoss, n: int) -> StepFigures:
+        """What the curve says of the step just made on n tokens."""
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        silent = float((self.n_fired == 0).double().mean())
+        scalars = (losses.total.item(), losses.reconstruction.item(), losses.penalty.item())
+        return StepFigures(*scalars, int(self.n_active) / n, silent, rate)
+
+    def count_anew(self) -> None:
+        """Forget the firing counts: what follows decides who is dead at the next resampling."""
+        self.n_counted = 0
+        self.n_fired.zero_()
+
+    def finished(self) -> SparseAutoencoder:
+        """The trained autoencoder, of unscaled inputs, in evaluation mode on the CPU."""
+        sae = SparseAutoencoder(self.sae.config)
+        sae.load_state_dict({name: tensor.cpu() for name, tensor in self.sae.state_dict().items()})
+        sae.rescale(self.scale)
+        return sae.eval()

@@ -1,0 +1,48 @@
+"""Stage `steer`: what the best-understood neurons (or chosen ones, or SAE features) do to the next word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts.store import Artifact
+from pipeline.config import SteerConfig
+from pipeline.stage import Context, Stage, Summary
+
+
+@dataclass(frozen=True)
+class Settings:
+    steer: SteerConfig
+
+
+def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
+    from pipeline.artifacts.checkpoint import load_model
+    from pipeline.artifacts.records import Records
+    from pipeline.artifacts.saes import load_sae, sites
+    from pipeline.artifacts.scores import Scores
+    from pipeline.artifacts.steering import write_steering
+    from pipeline.steer.choice import best_neurons
+    from pipeline.steer.study import study
+
+    steer = settings.steer
+    model = load_model(inputs["pretrain"])
+    records = Records(inputs["activations"])
+    trained = {site.name: site for site in sites(inputs["sae"])} if "sae" in inputs else {}
+    saes = {name: (site.point, load_sae(inputs["sae"], name)) for name, site in trained.items()}
+    wanted = steer.edits or best_neurons(records, Scores(inputs["interpret"]), steer.neurons)
+    found = study(model, records, saes, wanted, steer, context.progress(len(wanted), "edits"))
+    write_steering(out_folder, found.effects, found.doses, found.lossless, found.samples)
+    return found.summary
+
+
+STAGE = Stage(
+    "steer",
+    1,
+    "cell",
+    ("pretrain", "activations", "interpret"),
+    Settings,
+    run,
+    needed=lambda config: bool(config.steer.edits or config.steer.neurons),
+    computes=True,
+)
