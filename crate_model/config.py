@@ -1,4 +1,4 @@
-"""The shape of a language model, as one frozen dataclass. *Source:* Bai & Ma, CPAL 2025, PMLR 280:810-836, and its code."""
+"""The shapes of the nets, as frozen dataclasses. *Source:* Bai & Ma, CPAL 2025, PMLR 280:810-836, and its code."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class ModelConfig:
     Raises ValueError for a combination that is no model.
     """
 
-    # Configurations inside a strict pydantic tree refuse keys that are not fields; a plain dataclass needs no pydantic for it.
+    # Inside a strict pydantic tree, keys that are no fields are refused; the dataclass itself needs no pydantic.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     architecture: Literal["crate", "gpt2"] = "crate"
@@ -27,9 +27,8 @@ class ModelConfig:
     lambda_sparsity: float = 0.1  # lambda (CRATE); each step subtracts step_size * lambda_sparsity = 0.01
     ista_residual: bool = False  # add the stream around ISTA (CRATE); the paper has no such skip
     bias: bool = False  # biases in every Linear and LayerNorm (GPT-2 only); False gives the paper's parameter table
-    activation: Literal["relu", "gelu"] = (
-        "relu"  # of the MLP (GPT-2 only); the paper's baseline uses ReLU, OpenAI's GPT-2 GELU
-    )
+    # Of the MLP (GPT-2 only): the paper's baseline has relu, OpenAI's GPT-2 gelu (the tanh form), nanoGPT gelu_erf.
+    activation: Literal["relu", "gelu", "gelu_erf"] = "relu"
 
     @property
     def d_code(self) -> int:
@@ -47,8 +46,8 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
         if self.architecture not in ("crate", "gpt2"):
             raise ValueError(f"architecture is {self.architecture!r}: choose 'crate' or 'gpt2'")
-        if self.activation not in ("relu", "gelu"):
-            raise ValueError(f"activation is {self.activation!r}: choose 'relu' or 'gelu'")
+        if self.activation not in ("relu", "gelu", "gelu_erf"):
+            raise ValueError(f"activation is {self.activation!r}: choose 'relu', 'gelu' or 'gelu_erf'")
         if self.d_model % self.n_head:
             raise ValueError(
                 f"d_model {self.d_model} does not divide into {self.n_head} heads: choose n_head that divides d_model"
@@ -59,13 +58,10 @@ class ModelConfig:
             self._check_gpt2()
 
     def _check_crate(self) -> None:
-        if self.bias:
+        if self.bias or self.activation != "relu":
+            name = "bias" if self.bias else "activation"
             raise ValueError(
-                "bias=true has no meaning for CRATE, whose biases are fixed by the paper: remove it, or set architecture: gpt2"
-            )
-        if self.activation != "relu":
-            raise ValueError(
-                "activation has no meaning for CRATE, whose code is a ReLU: remove it, or set architecture: gpt2"
+                f"{name} has no meaning for CRATE, whose form is fixed: remove it, or set architecture: gpt2"
             )
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"step_size is {self.step_size}: give a positive number (the paper uses 0.1)")

@@ -1,5 +1,7 @@
 """Two feed-forward parts of one signature: CRATE's ISTA sparse coding and GPT-2's MLP. In both, `code` is the neurons."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from crate_model.layers import Linear
 from crate_model.ops import precision
 from crate_model.ops.ista import ista_codes
 
-
+ACTIVATIONS = {"relu": F.relu, "gelu": partial(F.gelu, approximate="tanh"), "gelu_erf": F.gelu}
 Stream = Float[Tensor, "batch t d_model"]
 
 
@@ -52,12 +54,10 @@ class Perceptron(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
+        self.activation = ACTIVATIONS[config.activation]
         self.up = Linear(config.d_model, config.d_code, bias=config.bias)
         self.code = nn.Identity()
         self.down = Linear(config.d_code, config.d_model, bias=config.bias)
 
     def forward(self, z: Stream, stream: Stream) -> Stream:
-        hidden = self.up(z)
-        hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden, approximate="tanh")
-        return stream + self.down(self.code(hidden))
+        return stream + self.down(self.code(self.activation(self.up(z))))

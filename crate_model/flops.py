@@ -39,10 +39,8 @@ def forward_flops_per_token(config: ModelConfig, n_ctx: int | None = None) -> in
     GPT-2: L(8d^2 + 4dh + 4Td) + 2dV.
     """
     d, h, context = config.d_model, config.d_code, n_ctx or config.n_ctx
-    if config.architecture == "crate":
-        block = 4 * d * d + 2 * config.n_ista_steps * 2 * d * h
-    else:
-        block = 8 * d * d + 4 * d * h
+    crate = 4 * d * d + 2 * config.n_ista_steps * 2 * d * h
+    block = crate if config.architecture == "crate" else 8 * d * d + 4 * d * h
     return config.n_layer * (block + 4 * context * d) + 2 * d * config.vocab_size
 
 

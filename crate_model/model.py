@@ -1,4 +1,4 @@
-"""The language model: embeddings, blocks, tied head, loss. Both architectures are this class and differ in two parts of a block."""
+"""The language model: embeddings, blocks, tied head, loss. Both architectures are this class; two parts of a block differ."""
 
 import math
 
