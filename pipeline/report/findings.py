@@ -1,0 +1,120 @@
+"""The answer in short: the few sentences that a reader should leave with, computed from the tables, whoever wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.report.study import Cell, Study
+from pipeline.report.tables import Tables
+from pipeline.report.text import METRICS, amount
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence with the number it turns on, and the cells it speaks of."""
+
+    number: str
+    label: str
+    plain: str
+    cells: tuple[str, ...]
+    tone: str = "ink"  # a colour of the palette: whose point it is
+
+
+def findings(study: Study, tables: Tables) -> list[Finding]:
+    found = [_loss_gap(study), *_score_gaps(study, tables), _against_unigram(study)]
+    return [finding for finding in found if finding]
+
+
+def deepest_pair(study: Study, cells: list[Cell]) -> tuple[list[Cell], list[Cell]] | None:
+    """CRATE's and GPT-2's cells (replicas) of the deepest shape that both have, first variant each."""
+    shapes = [
+        {(cell.model.d_model, cell.model.n_layer) for cell in cells if cell.architecture == architecture}
+        for architecture in ("crate", "gpt2")
+    ]
+    both = shapes[0] & shapes[1]
+    if not both:
+        return None
+    shape = max(both)
+    alike = [cell for cell in cells if (cell.model.d_model, cell.model.n_layer) == shape]
+    crate = [cell for cell in alike if cell.architecture == "crate"]
+    gpt2 = [cell for cell in alike if cell.architecture == "gpt2"]
+    return [c for c in crate if c.variant == crate[0].variant], [c for c in gpt2 if c.variant == gpt2[0].variant]
+
+
+def _loss_gap(study: Study) -> Finding | None:
+    pair = deepest_pair(study, [cell for cell in study.cells if cell.val_loss is not None])
+    if pair is None:
+        return None
+    crate, gpt2 = (float(np.mean([cell.val_loss for cell in cells])) for cells in pair)
+    depth, gap = pair[0][0].model.n_layer, crate - gpt2
+    ratio = pair[0][0].size.non_embedding / pair[1][0].size.non_embedding
+    lower = "GPT-2" if gap > 0 else "CRATE"
+    plain = (
+        f"At {_layers(depth)} {lower}'s validation loss is {abs(gap):.3f} nats lower "
+        f"({crate:.3f} for CRATE, {gpt2:.3f} for GPT-2); "
+        f"CRATE has {ratio:.2f} of GPT-2's non-embedding parameters there."
+    )
+    cells = tuple(cell.name for cells in pair for cell in cells)
+    return Finding(f"{gap:+.3f}", "nats a token, CRATE minus GPT-2", plain, cells, "gpt2" if gap > 0 else "crate")
+
+
+def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
+    """For the first metric there is: means and variances over layers at the deepest shape that both have."""
+    rows = [row for row in tables.get("model_scores", []) if row["family"] == "code" and row["mean"] is not None]
+    metric = next((metric for metric in METRICS if any(row["metric"] == metric for row in rows)), None)
+    by_cell = {row["cell"]: row for row in rows if row["metric"] == metric}
+    pair = deepest_pair(study, [cell for cell in study.cells if cell.name in by_cell])
+    if pair is None or metric is None:
+        return []
+    means = [float(np.mean([100 * by_cell[c.name]["mean"] for c in cells])) for cells in pair]
+    variances = [float(np.mean([1e4 * by_cell[c.name]["variance"] for c in cells])) for cells in pair]
+    depth, cells = pair[0][0].model.n_layer, tuple(cell.name for cells in pair for cell in cells)
+    judge = " Judge: " + "; ".join(study.judges) + "."
+    found = [
+        Finding(
+            f"{means[0]:.1f} : {means[1]:.1f}",
+            f"{METRICS[metric]} score times 100, CRATE : GPT-2",
+            f"At {_layers(depth)} the neurons of {'CRATE' if means[0] > means[1] else 'GPT-2'} are the better explained ones: "
+            f"{means[0]:.1f} for CRATE, {means[1]:.1f} for GPT-2.{judge}",
+            cells,
+            "crate" if means[0] > means[1] else "gpt2",
+        )
+    ]
+    if depth > 1:
+        steadier = "CRATE" if variances[0] < variances[1] else "GPT-2"
+        plain = (
+            f"{steadier}'s layers differ less from each other: variance over layers {variances[0]:.2f} for CRATE, "
+            f"{variances[1]:.2f} for GPT-2."
+        )
+        tone = steadier.lower().replace("-", "")
+        found.append(
+            Finding(
+                f"{variances[0]:.1f} : {variances[1]:.1f}", "variance over layers, CRATE : GPT-2", plain, cells, tone
+            )
+        )
+    return found
+
+
+def _against_unigram(study: Study) -> Finding | None:
+    losses = [cell for cell in study.cells if cell.val_loss is not None]
+    if study.unigram_entropy is None or not losses:
+        return None
+    below = [cell for cell in losses if float(cell.val_loss or 0) < study.unigram_entropy]
+    tokens = [cell.train_tokens for cell in losses]
+    plain = (
+        f"{len(below)} of {len(losses)} models end below the unigram entropy of the validation text, "
+        f"{study.unigram_entropy:.3f} nats: they use context. They saw {amount(min(tokens))} to {amount(max(tokens))} tokens."
+    )
+    return Finding(
+        f"{len(below)} / {len(losses)}",
+        "models below the unigram entropy",
+        plain,
+        tuple(cell.name for cell in losses),
+        "accent",
+    )
+
+
+def _layers(depth: int) -> str:
+    return f"{depth} layer{'s' if depth > 1 else ''}"

@@ -1,0 +1,158 @@
+"""A sweep as the report sees it: its cells with their artifacts, and what varies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from crate_model.config import ModelConfig
+from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
+from pipeline.artifacts.store import Artifact
+from pipeline.report.stage import ReportSettings
+
+ARCHITECTURES = {"crate": "CRATE", "gpt2": "GPT-2"}
+SHAPE_KEYS = (
+    "model.architecture",
+    "model.n_layer",
+    "model.d_model",
+    "model.n_head",
+    "seed",
+)  # told by the axes and replicas
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the sweep. `artifacts` by stage; `missing` says why a stage has none."""
+
+    name: str
+    settings: dict[str, Any]
+    artifacts: dict[str, Artifact]
+    missing: dict[str, str]
+    variant: dict[str, Any] = field(default_factory=dict)  # values of the keys that vary beside shape and seed
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        return ModelConfig(**self.settings["model"])
+
+    @property
+    def architecture(self) -> str:
+        return self.model.architecture
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings.get("seed", 0))
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens seen in training: whole batches only."""
+        planned = self.settings["pretrain"]
+        trained = self.artifacts.get("pretrain")
+        known = trained.summary.get("train_tokens") if trained else None
+        return known or planned["total_tokens"] // planned["batch_tokens"] * planned["batch_tokens"]
+
+    @cached_property
+    def size(self) -> ParameterCount:
+        return count_parameters(self.model)
+
+    @property
+    def train_flops(self) -> float:
+        """True training FLOPs of the whole run."""
+        return float(train_flops_per_token(self.model)) * self.train_tokens
+
+    @property
+    def val_loss(self) -> float | None:
+        """Nats a token over the whole of what `evaluate` was told to measure; of the training's own evaluation without it."""
+        for stage in ("evaluate", "pretrain"):
+            if stage in self.artifacts and self.artifacts[stage].summary.get("val_loss") is not None:
+                return float(self.artifacts[stage].summary["val_loss"])
+        return None
+
+    @property
+    def series(self) -> str:
+        """What it is drawn with: architecture, and whatever else varies beside size and seed."""
+        extra = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.variant.items())
+        return ARCHITECTURES[self.architecture] + (f" ({extra})" if extra else "")
+
+    @property
+    def shape(self) -> str:
+        return f"{self.model.n_layer}L" + (f", d={self.model.d_model}" if self.variant else "")
+
+
+@dataclass(frozen=True)
+class Study:
+    settings: ReportSettings
+    cells: tuple[Cell, ...]  # in reading order: architecture, variant, size, seed
+    tokens: Artifact | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def unigram_entropy(self) -> float | None:
+        """Nats a token of val under its own token frequencies: what a model without context could reach."""
+        value = self.tokens.summary.get("unigram_entropy") if self.tokens else None
+        return None if value is None else float(value)
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """Who explained and simulated, over all cells; shown wherever a score is."""
+        found = [
+            cell.artifacts["interpret"].summary.get("judge") for cell in self.cells if "interpret" in cell.artifacts
+        ]
+        return sorted({judge for judge in found if judge})
+
+    def of(self, architecture: str) -> list[Cell]:
+        return [cell for cell in self.cells if cell.architecture == architecture]
+
+    @cached_property
+    def architectures(self) -> list[str]:
+        return [name for name in ARCHITECTURES if self.of(name)]
+
+    @cached_property
+    def depths(self) -> list[int]:
+        return sorted({cell.model.n_layer for cell in self.cells})
+
+    @property
+    def has_replicas(self) -> bool:
+        return len({cell.seed for cell in self.cells}) > 1
+
+
+def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
+    """Sort the inputs into cells. Cells come in reading order, so that equal inputs give equal pages."""
+    varying = _varying_keys([outcome.settings for outcome in settings.outcomes])
+    cells = []
+    for outcome in settings.outcomes:
+        prefix = f"{outcome.cell}/"
+        artifacts = {name.removeprefix(prefix): made for name, made in inputs.items() if name.startswith(prefix)}
+        values = flat(outcome.settings)
+        variant = {key: values.get(key) for key in varying}
+        cells.append(Cell(outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant))
+    order = list(ARCHITECTURES)
+    cells.sort(
+        key=lambda c: (order.index(c.architecture), str(c.variant), c.model.d_model, c.model.n_layer, c.seed, c.name)
+    )
+    return Study(settings, tuple(cells), inputs.get("tokens"))
+
+
+def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Dotted keys in which cells differ, beside those that the axes show. Keys that follow from the architecture are no news."""
+    all_values = [flat(values) for values in settings]
+    keys = sorted({key for values in all_values for key in values} - set(SHAPE_KEYS))
+    found = []
+    for key in keys:
+        by_architecture: dict[Any, set[str]] = {}
+        for values in all_values:
+            by_architecture.setdefault(values.get("model.architecture"), set()).add(repr(values.get(key)))
+        if any(len(texts) > 1 for texts in by_architecture.values()):
+            found.append(key)
+    return found
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found

@@ -1,0 +1,150 @@
+"""Every number of the report as tables: one row a cell, layer, score, token. Written as Parquet and as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import evaluation, saes, steering
+from pipeline.artifacts.checkpoint import read_curve
+from pipeline.artifacts.scores import Scores, family_of
+from pipeline.report.study import Cell, Study
+
+Rows = list[dict[str, Any]]
+Tables = dict[str, Rows]
+CURVE_POINTS = 300  # a curve's points, at most, in the table and the figure
+
+
+def all_tables(study: Study) -> Tables:
+    """Every table by name; one without rows is left out."""
+    tables: Tables = {
+        "cells": [cell_row(cell) for cell in study.cells],
+        "curves": _each(study, "pretrain", curve_rows),
+        "domains": _each(study, "evaluate", lambda cell, made: evaluation.read_domains(made).to_pylist()),
+        "next_words": _each(study, "evaluate", next_word_rows),
+        "layer_scores": [
+            *_each(study, "interpret", layer_score_rows),
+            *_each(study, "interpret_features", layer_score_rows),
+        ],
+        "model_scores": [
+            *_each(study, "interpret", model_score_rows),
+            *_each(study, "interpret_features", model_score_rows),
+        ],
+        "layer_statistics": _each(study, "activations", layer_statistic_rows),
+        "saes": _each(study, "sae", lambda cell, made: saes.read_measures(made).to_pylist()),
+        "steering_effects": _each(study, "steer", lambda cell, made: steering.read_effects(made).to_pylist()),
+        "steering_doses": _each(study, "steer", lambda cell, made: steering.read_doses(made).to_pylist()),
+        "steering_lossless": _each(study, "steer", lambda cell, made: steering.read_lossless(made).to_pylist()),
+    }
+    return {name: rows for name, rows in tables.items() if rows}
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, rows in tables.items():
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in keys})
+        table = pa.table(
+            {key: table[key].cast(pa.float64()) if table[key].type == pa.null() else table[key] for key in keys}
+        )
+        pq.write_table(table, folder / f"{name}.parquet")
+        pcsv.write_csv(table, folder / f"{name}.csv")
+
+
+def _each(study: Study, stage: str, rows_of: Any) -> Rows:
+    return [
+        {"cell": cell.name, **row}
+        for cell in study.cells
+        if stage in cell.artifacts
+        for row in rows_of(cell, cell.artifacts[stage])
+    ]
+
+
+def cell_row(cell: Cell) -> dict[str, Any]:
+    measured = cell.artifacts["evaluate"].summary if "evaluate" in cell.artifacts else {}
+    return {
+        "cell": cell.name,
+        "architecture": cell.architecture,
+        "series": cell.series,
+        "n_layer": cell.model.n_layer,
+        "d_model": cell.model.d_model,
+        "seed": cell.seed,
+        "n_params": cell.size.total_without_positions,
+        "n_params_non_embedding": cell.size.non_embedding,
+        "train_tokens": cell.train_tokens,
+        "train_flops": cell.train_flops,
+        "val_loss": cell.val_loss,
+        "bits_per_byte": measured.get("bits_per_byte"),
+        "fingerprint": cell.artifacts["pretrain"].fingerprint if "pretrain" in cell.artifacts else None,
+        **cell.variant,
+    }
+
+
+def curve_rows(cell: Cell, made: Any) -> Rows:
+    """The training curve, thinned: `loss` is the mean over the steps since the row before; every evaluation is kept."""
+    curve = read_curve(made)
+    tokens, loss = curve["tokens"].to_numpy(), curve["loss"].to_numpy()
+    val_loss = curve["val_loss"].to_pylist()
+    stride = max(1, len(tokens) // CURVE_POINTS)
+    rows: Rows = []
+    since = 0
+    for index in range(len(tokens)):
+        if (index + 1) % stride == 0 or index == len(tokens) - 1 or val_loss[index] is not None:
+            mean = float(np.mean(loss[since : index + 1]))
+            rows.append({"tokens": int(tokens[index]), "loss": mean, "val_loss": val_loss[index]})
+            since = index + 1
+    return rows
+
+
+def next_word_rows(cell: Cell, made: Any) -> Rows:
+    return [
+        {"prompt": sample["prompt"], "rank": rank, "token": word["token"], "probability": word["probability"]}
+        for sample in evaluation.read_next_words(made)
+        for rank, word in enumerate(sample["words"])
+    ]
+
+
+def layer_score_rows(cell: Cell, made: Any) -> Rows:
+    scores = Scores(made)
+    return [
+        {"family": family_of(row["site"]), **row, "coverage": row["n_scored"] / row["n_neurons"], "judge": scores.judge}
+        for row in scores.layers().to_pylist()
+        if row["n_neurons"]
+    ]
+
+
+def model_score_rows(cell: Cell, made: Any) -> Rows:
+    return [
+        {"family": family, "metric": metric, **values, "judge": made.summary["judge"]}
+        for family, metrics in made.summary["families"].items()
+        for metric, values in metrics.items()
+    ]
+
+
+def layer_statistic_rows(cell: Cell, made: Any) -> Rows:
+    """Per layer: how sparse its code is, how peaked its neurons are, how many never fired."""
+    columns = ["layer", "fraction_nonzero", "kurtosis", "maximum"]
+    table = pq.read_table(made.file("neurons.parquet"), columns=columns)
+    rows: Rows = []
+    for layer in sorted(pc.unique(table["layer"]).to_pylist()):
+        own = table.filter(pc.equal(table["layer"], layer))
+        fractions = own["fraction_nonzero"].to_numpy()
+        kurtosis = own["kurtosis"].to_numpy().astype(np.float64)
+        finite = kurtosis[np.isfinite(kurtosis)]
+        rows.append(
+            {
+                "layer": layer,
+                "n_neurons": len(fractions),
+                "active": float(fractions.mean()),
+                "active_median": float(np.median(fractions)),
+                "dead": float((fractions == 0).mean()),
+                "kurtosis_median": float(np.median(finite)) if len(finite) else None,
+            }
+        )
+    return rows

@@ -1,0 +1,33 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+METRICS = {
+    "top_and_random": "Top and random",
+    "random_only": "Random only",
+    "anthropic": "Anthropic",
+}
+METRIC_NOTES = {
+    "top_and_random": "correlation over five top and five random 64-token excerpts",
+    "random_only": "correlation over five random 64-token excerpts alone",
+    "anthropic": "correlation over short 8-token excerpts from all quantiles",
+}
+UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def amount(value: float) -> str:
+    """1234567 -> 1.23M; three digits at most."""
+    for size, unit in UNITS:
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def points(score: float | None) -> str:
+    """A correlation as the published tables show it, times 100."""
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def family_name(family: str) -> str:
+    """`code` -> neurons, `code-16x` -> SAE 16x."""
+    return "neurons" if family in ("code", "") else "SAE " + family.removeprefix("code-")
