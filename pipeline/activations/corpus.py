@@ -1,0 +1,120 @@
+"""Which tokens are read: rows of n_ctx tokens of val, in fixed batches, and where in a row an excerpt may lie.
+
+Row i is tokens [i * n_ctx, (i + 1) * n_ctx), as the model saw text in training: documents follow each other in a row. A batch is
+`batch_rows` neighbouring rows, always the same ones, because the shape of a forward pass decides its rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.activations.priority import mix
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.config import ActivationsConfig
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Span:
+    """Excerpts of one width: how wide, and over how many of the first rows."""
+
+    width: int
+    n_rows: int
+    edges: tuple[float, ...]  # inner edges of the quantile bins, as shares of the tokens
+
+    @property
+    def n_bins(self) -> int:
+        return len(self.edges) + 1
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where excerpts of one width may be taken in a row."""
+
+    positions: np.ndarray  # (p,) int64 tokens of the row that an excerpt may be chosen for
+    starts: np.ndarray  # (p,) int64 first token of that excerpt, in the row
+
+
+class Corpus:
+    """The rows of a val split that the settings ask for."""
+
+    def __init__(self, split: TokenSplit, config: ActivationsConfig, n_ctx: int) -> None:
+        self.split, self.config, self.n_ctx = split, config, n_ctx
+        available = split.n_tokens // n_ctx
+        self.n_rows = min(available, max(1, config.tokens // n_ctx))
+        self.n_rows_short = min(available, max(1, config.tokens_short // n_ctx))
+        self._check(available)
+        self._document_starts = split.document_starts()
+
+    def _check(self, available: int) -> None:
+        config = self.config
+        if not available:
+            raise ConfigError(
+                f"val has {self.split.n_tokens} tokens, less than one window of {self.n_ctx}",
+                fix="Hold out more text (tokens.val_fraction), or use a smaller model.n_ctx.",
+            )
+        if max(config.window, config.window_short) > self.n_ctx:
+            raise ConfigError(
+                f"excerpts of {max(config.window, config.window_short)} tokens do not fit into rows of {self.n_ctx}",
+                fix="Lower activations.window and activations.window_short, or raise model.n_ctx.",
+            )
+        rows = min(self.n_rows, self.n_rows_short)
+        if config.top + config.random > rows:
+            raise ConfigError(
+                f"{config.top} top and {config.random} random excerpts a neuron cannot be had from {rows} rows of text: "
+                "each gives one excerpt at most",
+                fix="Lower activations.top and activations.random, or raise activations.tokens and tokens_short, "
+                "or hold out more text.",
+            )
+
+    @property
+    def spans(self) -> tuple[Span, Span]:
+        """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric)."""
+        config = self.config
+        twelfths = tuple(i / 12 for i in range(1, 12))
+        return (
+            Span(config.window, self.n_rows, (0.5, 0.9, 0.99, 0.999)),
+            Span(config.window_short, self.n_rows_short, twelfths),
+        )
+
+    @property
+    def n_batches(self) -> int:
+        return -(-max(self.n_rows, self.n_rows_short) // self.config.batch_rows)
+
+    def rows(self, batch: int) -> range:
+        first = batch * self.config.batch_rows
+        return range(first, min(first + self.config.batch_rows, max(self.n_rows, self.n_rows_short)))
+
+    def n_tokens(self, batches: range) -> int:
+        return sum(len(self.rows(batch)) for batch in batches) * self.n_ctx
+
+    def ids(self, batch: int) -> np.ndarray:
+        """Token ids (rows, n_ctx) int64 of a batch."""
+        return self.split.rows([row * self.n_ctx for row in self.rows(batch)], self.n_ctx)
+
+    def places(self, row: int, width: int) -> Places:
+        """Tokens of a row around which an excerpt of `width` tokens fits into their document's part of the row."""
+        positions = np.arange(row * self.n_ctx, (row + 1) * self.n_ctx)
+        starts, fits = self.excerpt_starts(positions, width)
+        return Places(positions[fits] - positions[0], starts[fits] - positions[0])
+
+    def excerpt_starts(self, positions: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """First tokens (p,) of excerpts around `positions` (p,) of val, and whether they fit into document and row.
+
+        An excerpt has its token in the middle, or as near to it as the edges of the document and the row allow.
+        """
+        document = np.searchsorted(self._document_starts, positions, side="right") - 1
+        row_begins = positions // self.n_ctx * self.n_ctx
+        begins = np.maximum(self._document_starts[document], row_begins)
+        ends = np.minimum(np.append(self._document_starts, self.split.n_tokens)[document + 1], row_begins + self.n_ctx)
+        return np.clip(positions - width // 2, begins, ends - width), ends - begins >= width
+
+
+def pilot_batches(corpus: Corpus, n_rows: int, n_tokens: int, seed: int) -> list[int]:
+    """Batches among the first `n_rows` rows on which quantiles are measured: chosen by hash, together `n_tokens` or all."""
+    batches = np.arange(-(-n_rows // corpus.config.batch_rows))
+    wanted = -(-n_tokens // (corpus.config.batch_rows * corpus.n_ctx))
+    order = np.argsort(mix(seed, "pilot", batches), kind="stable")
+    return sorted(order[:wanted].tolist())

@@ -1,0 +1,111 @@
+"""The workers' parts become the artifact: site by site, so that one site's candidates are in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.activations.corpus import Corpus
+from pipeline.activations.job import Job
+from pipeline.activations.moments import Moments, MomentsTree
+from pipeline.activations.quantiles import octaves
+from pipeline.activations.select import excerpt_tables
+from pipeline.activations.sites import Site
+from pipeline.artifacts.records import RecordsWriter
+from pipeline.stage import Summary
+
+Part = dict[str, np.ndarray]  # what one shard gathered of a site
+
+
+def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
+    """Write both files of the artifact from all shards' parts. Returns its summary."""
+    facts: dict[str, Any] = {}
+    with RecordsWriter(folder) as writer:
+        for site in _sites(job):
+            parts = [_part(job.shard_file(shard), site) for shard in range(len(job.shards))]
+            statistics, facts[site.name] = statistics_table(site, parts, _histogram(job, corpus, site))
+            writer.statistics(statistics)
+            facts[site.name]["missing"] = _write_excerpts(writer, site, parts, job, corpus)
+    read = {"rows": corpus.n_rows, "rows_short": corpus.n_rows_short, "n_ctx": corpus.n_ctx}
+    asked = {"tokens_asked": job.config.tokens, "tokens_short_asked": job.config.tokens_short}
+    counts = {"tokens": corpus.n_rows * corpus.n_ctx, "tokens_short": corpus.n_rows_short * corpus.n_ctx}
+    return {"protocol": job.config.protocol, **counts, **asked, **read, "sites": facts}
+
+
+def _write_excerpts(writer: RecordsWriter, site: Site, parts: list[Part], job: Job, corpus: Corpus) -> dict[str, int]:
+    """Write a site's excerpts; returns how many could not be had, by "width/kind"."""
+    missing: Counter[str] = Counter()
+    for span in corpus.spans:
+        kinds = {
+            kind: [(p[f"{span.width}/{kind}/keys"], p[f"{span.width}/{kind}/activations"]) for p in parts]
+            for kind in ("top", "random", "quantile")
+        }
+        for table, short in excerpt_tables(kinds, site, span, job.wanted(), corpus):
+            writer.excerpts(table)
+            missing.update({f"{span.width}/{kind}": count for kind, count in short.items()})
+    return dict(missing)
+
+
+def statistics_table(site: Site, parts: Sequence[Part], histogram: np.ndarray) -> tuple[pa.Table, dict[str, Any]]:
+    """A row a neuron (NEURON_SCHEMA), and what is said of the site as a whole."""
+    tree = MomentsTree()
+    for part in parts:
+        for name in part:
+            if name.startswith("moments/"):
+                height, index, n = map(int, name.split("/")[1:])
+                tree.put(height, index, Moments(n, part[name]))
+    total = tree.total()
+    nonzero = np.sum([part["nonzero"] for part in parts], axis=0)
+    offsets = np.arange(site.n_neurons + 1, dtype=np.int32) * histogram.shape[1]
+    columns = {
+        "site": pa.repeat(site.name, site.n_neurons),
+        "layer": np.full(site.n_neurons, site.layer, np.int32),
+        "neuron": np.arange(site.n_neurons, dtype=np.int32),
+        "mean": total.sums[0],
+        "variance": total.variance(),
+        "skewness": pa.array(total.skewness(), from_pandas=True),
+        "kurtosis": pa.array(total.kurtosis(), from_pandas=True),
+        "maximum": np.max([part["maximum"] for part in parts], axis=0).astype(np.float64),
+        "fraction_nonzero": nonzero / total.n,
+        "histogram": pa.ListArray.from_arrays(pa.array(offsets), pa.array(histogram.astype(np.int64).ravel())),
+    }
+    facts = {
+        "layer": site.layer,
+        "n_neurons": site.n_neurons,
+        "sparsity": float(1 - nonzero.mean() / total.n),  # mean share of zeros
+        "dead": float((nonzero == 0).mean()),  # share of neurons that never were non-zero
+    }
+    return pa.table(columns), facts
+
+
+def _sites(job: Job) -> list[Site]:
+    from safetensors import safe_open
+
+    with safe_open(job.shard_file(0), framework="np") as file:
+        return [Site(**facts) for facts in json.loads(file.metadata()["sites"])]
+
+
+def _part(path: Path, site: Site) -> Part:
+    from safetensors import safe_open
+
+    prefix = f"{site.name}:"
+    with safe_open(path, framework="np") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 not a mapping
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _histogram(job: Job, corpus: Corpus, site: Site) -> np.ndarray:
+    """Tokens by size of activation (neurons, bins), on the tokens on which the quantiles of the long excerpts are measured."""
+    from safetensors import safe_open
+
+    counts: np.ndarray | int = 0
+    for part in range(job.n_pilots):
+        with safe_open(job.pilot_file(part), framework="np") as file:
+            counts = counts + file.get_tensor(f"{site.name}/{corpus.n_rows}")
+    return octaves(np.asarray(counts), site.signed)

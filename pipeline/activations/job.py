@@ -1,0 +1,88 @@
+"""The work as plain data: what is read, in which shards, by how many workers, and where its parts lie."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.activations.collector import Wanted
+from pipeline.activations.corpus import Corpus, pilot_batches
+from pipeline.artifacts.checkpoint import model_config
+from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.config import ActivationsConfig
+from pipeline.errors import ArtifactError
+from pipeline.stage import Context
+
+if TYPE_CHECKING:
+    from pipeline.activations.stage import Settings
+
+SHARD_TOKENS = 1 << 20  # about; more shards than workers, so that a lost one costs little
+MOST_SHARDS = 16  # but each leaves a file of a size that does not depend on its tokens
+MOST_PILOTS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know. Picklable."""
+
+    seed: int
+    config: ActivationsConfig
+    tokens: Artifact
+    pretrain: Artifact
+    autoencoders: Artifact | None
+    shards: tuple[range, ...]  # of batches
+    n_workers: int
+    context: Context
+
+    @property
+    def n_ctx(self) -> int:
+        return model_config(self.pretrain).n_ctx
+
+    @property
+    def n_pilots(self) -> int:
+        """Parts in which the quantiles are measured."""
+        return min(self.n_workers, MOST_PILOTS)
+
+    def corpus(self) -> Corpus:
+        return Corpus(TokenSplit(self.tokens, "val"), self.config, self.n_ctx)
+
+    def wanted(self) -> Wanted:
+        return Wanted(self.config.top, self.config.random, self.config.per_quantile, self.seed)
+
+    def pilot(self, corpus: Corpus, n_rows: int) -> list[int]:
+        """The batches on which the quantiles of the first `n_rows` rows are measured."""
+        tokens = n_rows * self.n_ctx if self.config.protocol == "paper" else self.config.quantile_tokens
+        return pilot_batches(corpus, n_rows, tokens, self.seed)
+
+    def pilot_file(self, part: int) -> Path:
+        return self.context.scratch / f"pilot-{part}-of-{self.n_pilots}.safetensors"
+
+    def shard_file(self, shard: int) -> Path:
+        batches = self.shards[shard]
+        return self.context.scratch / f"shard-{batches.start}-{batches.stop}.safetensors"
+
+    def have(self, path: Path) -> bool:
+        """Is a part there, made by this or an earlier attempt, on this node or another."""
+        if not path.is_file():
+            with contextlib.suppress(ArtifactError):
+                self.context.bring(path)
+        return path.is_file()
+
+
+def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Context) -> Job:
+    """Raises ConfigError when the text is too short for what is asked."""
+    n_workers = max(1, context.runtime.workers_per_cell)
+    artifacts = (inputs["tokens"], inputs["pretrain"], inputs.get("sae"))
+    job = Job(settings.seed, settings.activations, *artifacts, (), n_workers, context)
+    corpus = job.corpus()
+    n_tokens = corpus.n_tokens(range(corpus.n_batches))
+    n_shards = min(corpus.n_batches, max(n_workers, min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS))))
+    bounds = [shard * corpus.n_batches // n_shards for shard in range(n_shards + 1)]
+    shards = tuple(range(a, b) for a, b in itertools.pairwise(bounds))
+    return replace(job, shards=shards)

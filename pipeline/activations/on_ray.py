@@ -1,0 +1,57 @@
+"""Extraction on Ray Data: a pool of actors that hold the model, shards in, counts out. No arithmetic here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import CrateError
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.activations.extract import Job
+
+
+class ShardReader:
+    """One actor of the pool."""
+
+    def __init__(self, job: Job) -> None:
+        from pipeline.activations.extract import Extractor
+
+        self.extractor = Extractor(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"tokens": self.extractor.read_shard(row["shard"])}
+
+
+def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
+    """Have the shards read by `job.n_workers` actors, each with a core or a share of a GPU."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    read = rows.map(
+        ShardReader,  # type: ignore[arg-type]
+        fn_constructor_args=(job,),
+        compute=ActorPoolStrategy(size=min(job.n_workers, len(shards))),
+        num_cpus=0 if on_gpu else 1,
+        num_gpus=job.context.runtime.gpus_per_worker if on_gpu else None,
+    )
+    try:
+        for row in read.iter_rows():
+            progress.update(progress.state.done + row["tokens"])
+    except ray.exceptions.RayError as error:
+        raise own_error(error) or error from None
+
+
+def own_error(error: BaseException | None) -> CrateError | None:
+    """The CrateError among the causes of what Ray raised: it comes wrapped more than once."""
+    while error is not None:
+        if isinstance(error, CrateError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,92 @@
+"""The order of activations, and quantile edges in it.
+
+Tokens are ordered by activation; tokens at exactly zero, most of them in a sparse code, by a second hash, so that a quantile may
+fall among them. That order is a whole number a token (`order_keys`): the float's bits, which are ordered as the floats are, with
+zeros spread over the range of the denormal floats. Quantiles are measured on a histogram of the numbers' upper bits: 128 steps a
+power of two, a bfloat16's precision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEPS = 128  # histogram levels a power of two
+FIRST, LAST = -24, 16  # powers of two: smaller activations share the lowest level, larger ones the highest
+N_POSITIVE = (LAST - FIRST) * STEPS
+LOWEST = (127 + FIRST) * STEPS  # upper 16 bits of the float 2^FIRST
+ZERO_KEYS = 1 << 22  # keys [0, ZERO_KEYS) belong to zeros; the smallest normal float has key ZERO_KEYS
+
+
+def order_keys(values: Tensor, priorities: Tensor) -> Tensor:
+    """Keys (tokens, neurons) int32 in [-2^30, 2^30), ordered as the float32 `values`, zeros by a hash made from `priorities`."""
+    import torch
+
+    bits = (values + 0.0).view(torch.int32)  # the sum turns -0 into 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    spread = (priorities * -1640531535 >> 10) & (ZERO_KEYS - 1)  # 0x9E3779B1: the low bits decide the upper ones
+    zero = ~((ordered | -ordered) >> 31)  # all ones where the value is 0
+    return (ordered >> 1) | (spread & zero)
+
+
+def n_levels(signed: bool) -> int:
+    """Levels of the histogram: negative ones if signed, zero, positive ones."""
+    return 1 + N_POSITIVE * (2 if signed else 1)
+
+
+def level_counts(values: Tensor, signed: bool) -> Tensor:
+    """Histogram (neurons, levels) int64 of values (tokens, neurons)."""
+    import torch
+
+    columns = (values + 0.0).T.contiguous()  # neuron by neuron: each one's counts stay in the cache
+    n_neurons = len(columns)
+    bits = columns.view(torch.int32)
+    magnitude = (((bits & 0x7FFFFFFF) >> 16) - LOWEST).clamp_(0, N_POSITIVE - 1) + 1
+    magnitude *= columns != 0
+    if signed:
+        magnitude = torch.where(bits < 0, -magnitude, magnitude) + N_POSITIVE
+    levels = n_levels(signed)
+    index = magnitude.long() + levels * torch.arange(n_neurons, device=values.device)[:, None]
+    return torch.bincount(index.flatten(), minlength=n_neurons * levels).view(n_neurons, levels)
+
+
+def lower_keys(signed: bool) -> np.ndarray:
+    """The smallest order key (levels,) of each histogram level."""
+    positive = ((np.arange(N_POSITIVE, dtype=np.int64) + LOWEST) << 16) >> 1
+    positive[0] = ZERO_KEYS
+    if not signed:
+        return np.concatenate([[0], positive])
+    negative = (-((np.arange(1, N_POSITIVE + 1, dtype=np.int64) + LOWEST) << 16)) >> 1
+    negative[-1] = -(1 << 30)
+    return np.concatenate([negative[::-1], [0], positive])
+
+
+def edge_keys(counts: np.ndarray, shares: tuple[float, ...], signed: bool) -> np.ndarray:
+    """Order keys (neurons, edges) int32 with about the given shares of the counted tokens below them.
+
+    Among zeros the share is met exactly; else the edge is the nearest border between two levels.
+    """
+    below = np.cumsum(counts, axis=1)  # tokens at or below each level
+    total = below[:, -1:]
+    lower = np.append(lower_keys(signed), np.int64(2**30 - 1))
+    zero = N_POSITIVE if signed else 0
+    edges = np.empty((len(counts), len(shares)), np.int64)
+    neurons = np.arange(len(counts))
+    for column, share in enumerate(shares):
+        wanted = share * total[:, 0]
+        level = np.minimum((below <= wanted[:, None]).sum(axis=1), counts.shape[1] - 1)
+        inside = counts[neurons, level]
+        part = (wanted - (below[neurons, level] - inside)) / np.maximum(inside, 1)
+        edges[:, column] = np.where(level == zero, (part * ZERO_KEYS).astype(np.int64), lower[level + (part > 0.5)])
+    return edges.astype(np.int32)
+
+
+def octaves(counts: np.ndarray, signed: bool) -> np.ndarray:
+    """The published histogram (neurons, 2 + octaves): below zero, zero, then a bin a power of two."""
+    zero = N_POSITIVE if signed else 0
+    positive = counts[:, zero + 1 :].reshape(len(counts), LAST - FIRST, STEPS).sum(axis=2)
+    return np.concatenate([counts[:, :zero].sum(axis=1)[:, None], counts[:, zero : zero + 1], positive], axis=1)

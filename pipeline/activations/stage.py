@@ -1,0 +1,54 @@
+"""Stages `activations` and `features`: each neuron's (or SAE feature's) statistics and excerpts, from one pass over val."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts.store import Artifact
+from pipeline.config import ActivationsConfig, Config
+from pipeline.stage import Context, Stage, Summary
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int
+    activations: ActivationsConfig
+
+
+def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
+    from pipeline.activations.finish import write_records
+    from pipeline.activations.job import plan_job
+    from pipeline.activations.on_ray import read_shards
+
+    job = plan_job(settings, inputs, context)
+    corpus = job.corpus()
+    missing = [shard for shard in range(len(job.shards)) if not job.shard_file(shard).is_file()]
+    total = corpus.n_tokens(range(corpus.n_batches))
+    progress = context.progress(total, "tokens")
+    progress.start_at(total - sum(corpus.n_tokens(job.shards[shard]) for shard in missing))
+    if missing:
+        read_shards(job, missing, progress)
+    summary = write_records(job, corpus, out_folder)
+    track(summary, context)
+    return summary
+
+
+def track(summary: Summary, context: Context) -> None:
+    """Tell the tracker each site's sparsity and share of dead neurons."""
+    tracker = context.tracker.open()
+    told = {f"activations/{name}/{site}": facts[name] for site, facts in summary["sites"].items() for name in TOLD}
+    tracker.metrics(told, 0)
+    tracker.close()
+
+
+TOLD = ("sparsity", "dead")
+
+
+def has_features(config: Config) -> bool:
+    return bool(config.sae.expansions)
+
+
+ACTIVATIONS = Stage("activations", 1, "cell", ("tokens", "pretrain"), Settings, run)
+FEATURES = Stage("features", 1, "cell", ("tokens", "pretrain", "sae"), Settings, run, needed=has_features)
