@@ -105,7 +105,7 @@ RUN groupadd --gid 10001 crate && useradd --uid 10001 --gid 10001 --create-home 
 COPY crate_model /app/crate_model
 COPY pipeline /app/pipeline
 COPY configs /app/configs
-COPY cluster/preflight.py /app/cluster/preflight.py
+COPY cluster/preflight /app/cluster/preflight
 COPY pyproject.toml /app/pyproject.toml
 WORKDIR /app
 RUN python -m compileall -q crate_model pipeline cluster \

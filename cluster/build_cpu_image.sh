@@ -35,7 +35,7 @@ if [ -n "$wheels" ]; then
   mounts+=(--volume "$wheels:/wheels-here:ro")
   torch_arguments="--find-links /wheels-here $torch_arguments"
 fi
-"${buildah[@]}" bud --layers --network host "${mounts[@]}" \
+"${buildah[@]}" bud --network host "${mounts[@]}" \
   --build-arg FLAVOR=cpu --build-arg CPU_BASE_IMAGE=localhost/base:dev \
   --build-arg TORCH_PIP_ARGS="$torch_arguments" \
   --build-arg GIT_SHA="$(git -C "$repository" rev-parse HEAD 2>/dev/null || true)" \
