@@ -29,6 +29,9 @@ class SharedProjectionAttention(nn.Module):
         mixed = _attend(shared, shared, shared, self.layer, cache, mask)
         return self.out(self.mix(mixed))
 
+    def taps(self) -> dict[str, nn.Module]:
+        return {"attention_shared": self.shared, "attention_mix": self.mix, "attention_out": self.out}
+
 
 class CausalAttention(nn.Module):
     """GPT-2's attention: separate query, key and value, stacked in that order in one matrix."""
@@ -44,6 +47,9 @@ class CausalAttention(nn.Module):
         query, key, value = (_heads(part, self.n_head) for part in self.qkv(x).chunk(3, dim=-1))
         mixed = _attend(query, key, value, self.layer, cache, mask)
         return self.out(self.mix(mixed))
+
+    def taps(self) -> dict[str, nn.Module]:
+        return {"qkv": self.qkv, "attention_mix": self.mix, "attention_out": self.out}
 
 
 def _heads(x: Tensor, n_head: int) -> Tensor:

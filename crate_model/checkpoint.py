@@ -40,7 +40,7 @@ def load_checkpoint(
     with torch.device("meta"):
         model = LanguageModel(config)
     with safe_open(folder / WEIGHTS_FILE, framework="pt", device=str(device)) as stored:
-        weights = {name.removeprefix(PREFIX): stored.get_tensor(name) for name in stored}
+        weights = {name.removeprefix(PREFIX): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 not a mapping
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     _check_fit(model, weights, folder)

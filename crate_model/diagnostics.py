@@ -4,7 +4,9 @@
 under the layer's subspaces, the ISTA step makes them sparse.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -56,7 +58,8 @@ def diagnose(model: LanguageModel, ids: Int[Tensor, "batch t"]) -> list[LayerDia
     with taps.read(model, wanted) as values:
         model.hidden(ids)
     results = []
-    for layer, block in enumerate(model.blocks):
+    blocks: Iterable[Any] = model.blocks
+    for layer, block in enumerate(blocks):
         before = after = None
         if crate:
             compressed = block.attention.shared(block.attention_norm(values[f"blocks.{layer}.residual_mid"]))

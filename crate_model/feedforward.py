@@ -1,5 +1,6 @@
 """Two feed-forward parts of one signature: CRATE's ISTA sparse coding and GPT-2's MLP. In both, `code` is the neurons."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,7 +13,11 @@ from crate_model.layers import Linear
 from crate_model.ops import precision
 from crate_model.ops.ista import ista_codes
 
-ACTIVATIONS = {"relu": F.relu, "gelu": partial(F.gelu, approximate="tanh"), "gelu_erf": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "gelu_erf": F.gelu,
+}
 Stream = Float[Tensor, "batch t d_model"]
 
 
@@ -38,14 +43,17 @@ class SparseCoding(nn.Module):
         out = precision.linear(*precision.autocast(code, self.dictionary.T))
         return stream + out if self.config.ista_residual else out
 
+    def taps(self) -> dict[str, nn.Module]:
+        return {f"code_step{step + 1}": tap for step, tap in enumerate(self.steps)} | {"code": self.code}
+
     def _codes(self, z: Stream) -> Float[Tensor, "batch t d_code"]:
         config = self.config
         step_size, lambda_sparsity = config.step_size, config.lambda_sparsity
         if not any(step._forward_hooks for step in self.steps):
             return ista_codes(z, self.dictionary, step_size, lambda_sparsity, config.n_ista_steps)
-        code = None
-        for tap in [*self.steps, nn.Identity()]:
-            code = tap(ista_codes(z, self.dictionary, step_size, lambda_sparsity, 1, start=code))
+        code = ista_codes(z, self.dictionary, step_size, lambda_sparsity, 1)
+        for tap in self.steps:  # someone looks between the steps: take them one by one, to the same bits
+            code = ista_codes(z, self.dictionary, step_size, lambda_sparsity, 1, start=tap(code))
         return code
 
 
@@ -61,3 +69,6 @@ class Perceptron(nn.Module):
 
     def forward(self, z: Stream, stream: Stream) -> Stream:
         return stream + self.down(self.code(self.activation(self.up(z))))
+
+    def taps(self) -> dict[str, nn.Module]:
+        return {"code": self.code}

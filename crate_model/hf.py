@@ -61,7 +61,6 @@ class CrateForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["Block"]
 
     def __init__(self, config: CrateConfig) -> None:
         super().__init__(config)
@@ -108,7 +107,7 @@ class CrateForCausalLM(PreTrainedModel, GenerationMixin):
 def from_gpt2(theirs: GPT2LMHeadModel) -> LanguageModel:
     """Our GPT-2 with the weights of transformers' one, in its dtype. Raises ValueError for a variant we do not have."""
     config = theirs.config
-    activations = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
+    activations: dict[str, Any] = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
     expansion, rest = divmod(config.n_inner or 4 * config.n_embd, config.n_embd)
     usual_scale = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
     usual = usual_scale and config.layer_norm_epsilon == 1e-5 and config.tie_word_embeddings
@@ -129,7 +128,7 @@ def from_gpt2(theirs: GPT2LMHeadModel) -> LanguageModel:
             activation=activations[config.activation_function],
         )
     )
-    weights = {our_name(name, "gpt2"): _turned(name, tensor) for name, tensor in theirs.named_parameters()}
+    weights = {our_name(name, "gpt2") or name: _turned(name, tensor) for name, tensor in theirs.named_parameters()}
     model.to(theirs.dtype).load_state_dict(weights)
     return model.eval()
 
@@ -157,7 +156,7 @@ def to_gpt2(model: LanguageModel) -> GPT2LMHeadModel:
     )
     ours = {name: tensor.detach() for name, tensor in model.named_parameters()}
     for name, parameter in theirs.named_parameters():
-        tensor = ours.get(our_name(name, "gpt2"))
+        tensor = ours.get(our_name(name, "gpt2") or name)
         parameter.data = torch.zeros_like(parameter) if tensor is None else _turned(name, tensor).clone()
     theirs.tie_weights()
     return theirs.eval()

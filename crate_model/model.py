@@ -24,10 +24,12 @@ class Block(nn.Module):
         crate = config.architecture == "crate"
         norm_bias = crate or config.bias
         self.attention_norm = nn.LayerNorm(config.d_model, bias=norm_bias)
-        self.attention = SharedProjectionAttention(config, layer) if crate else CausalAttention(config, layer)
+        self.attention: SharedProjectionAttention | CausalAttention = (
+            SharedProjectionAttention(config, layer) if crate else CausalAttention(config, layer)
+        )
         self.residual_mid = nn.Identity()  # a place for taps
         self.feedforward_norm = nn.LayerNorm(config.d_model, bias=norm_bias)
-        self.feedforward = SparseCoding(config) if crate else Perceptron(config)
+        self.feedforward: SparseCoding | Perceptron = SparseCoding(config) if crate else Perceptron(config)
 
     def forward(
         self,
@@ -37,6 +39,11 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch t d_model"]:
         x = self.residual_mid(x + self.attention(self.attention_norm(x), cache, mask))
         return self.feedforward(self.feedforward_norm(x), x)
+
+    def taps(self) -> dict[str, nn.Module]:
+        """The block's named points, in the order of the computation; see `crate_model.taps`."""
+        before = {"attention_norm": self.attention_norm, **self.attention.taps(), "residual_mid": self.residual_mid}
+        return {**before, "feedforward_norm": self.feedforward_norm, **self.feedforward.taps(), "out": self}
 
 
 class LanguageModel(nn.Module):

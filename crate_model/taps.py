@@ -6,6 +6,7 @@ A tap is a module's output, so reading and editing are torch's own forward hooks
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,22 +52,9 @@ def edit(model: LanguageModel, edits: Mapping[str, Callable[[Tensor], Tensor]]) 
 
 def _points(model: LanguageModel) -> dict[str, nn.Module]:
     points: dict[str, nn.Module] = {"embed": model.embed}
-    for layer, block in enumerate(model.blocks):
-        attention, feedforward = block.attention, block.feedforward
-        crate = model.config.architecture == "crate"
-        points |= {
-            f"blocks.{layer}.attention_norm": block.attention_norm,
-            f"blocks.{layer}.attention_shared" if crate else f"blocks.{layer}.qkv": attention.shared
-            if crate
-            else attention.qkv,
-            f"blocks.{layer}.attention_mix": attention.mix,
-            f"blocks.{layer}.attention_out": attention.out,
-            f"blocks.{layer}.residual_mid": block.residual_mid,
-            f"blocks.{layer}.feedforward_norm": block.feedforward_norm,
-        }
-        if crate:
-            points |= {f"blocks.{layer}.code_step{step + 1}": tap for step, tap in enumerate(feedforward.steps)}
-        points |= {f"blocks.{layer}.code": feedforward.code, f"blocks.{layer}.out": block}
+    blocks: Iterable[Any] = model.blocks
+    for layer, block in enumerate(blocks):
+        points |= {f"blocks.{layer}.{name}": module for name, module in block.taps().items()}
     return points | {"final_norm": model.final_norm}
 
 

@@ -5,12 +5,13 @@ the backward pass only scales. Peak memory is one chunk of logits and the weight
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from crate_model.ops import precision
 
@@ -42,7 +43,7 @@ def token_losses(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         wide_hidden, wide_weight = precision.widened(hidden), precision.widened(weight)
         exact = _exact(hidden)
         counted = targets != -1
@@ -70,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if gradient.device.type == "cpu" and gradient == 1:
             return grad_hidden, grad_weight, None

@@ -5,10 +5,12 @@ never kept: two steps and the synthesis take z W^T, a1 W, r W^T and a2 W. The ba
 it keeps only z, the residuals (d_model wide) and the codes, and rebuilds the ReLU masks from the codes.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from crate_model.ops import precision
 
@@ -39,7 +41,7 @@ class _Ista(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         start: Tensor | None,
         z: Tensor,
         dictionary: Tensor,
@@ -49,7 +51,8 @@ class _Ista(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.float32 if precision.widens(z) else z.dtype
         wide_z, atoms = z.to(wide), dictionary.to(wide)
-        code, kept = start, []
+        code: Any = start  # None stands for zero
+        kept: list[Tensor] = []
         for _ in range(n_steps):
             previous = None if code is None else code.to(wide)
             residual = wide_z if previous is None else torch.addmm(wide_z, previous, atoms, alpha=-1)
@@ -61,7 +64,7 @@ class _Ista(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         start, z, dictionary, *kept = ctx.saved_tensors
         wide = torch.float32 if precision.widens(z) else z.dtype
         atoms, eta = dictionary.to(wide), ctx.step_size

@@ -7,10 +7,11 @@ same rounding of the result as a native bfloat16 product with float32 accumulati
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 @functools.cache
@@ -63,13 +64,13 @@ class _WideLinear(torch.autograd.Function):
     """A linear layer whose three products run in float32 while everything kept or returned stays narrow."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return (x.float() @ weight.float().T).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         wide = gradient.float()
         grad_x = (wide @ weight.float()).to(x.dtype)
