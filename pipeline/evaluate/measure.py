@@ -1,0 +1,60 @@
+"""The measurements themselves: losses on held-out windows, and the likeliest next words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from crate_model.model import LanguageModel
+from pipeline.artifacts.checkpoint import load_model
+from pipeline.artifacts.evaluation import DomainTotals, ValWindows
+from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.artifacts.vocabulary import N_TOKENS, gpt2_encoding
+from pipeline.config import EvaluateConfig
+from pipeline.stage import Context
+
+TOKENS_A_PASS = {"cpu": 8192, "cuda": 65_536}
+
+
+def device_and_model(pretrained: Artifact, threads: int) -> tuple[torch.device, LanguageModel]:
+    """The trained model in float32 on a GPU if this process has one, else on the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    return device, load_model(pretrained).to(device)
+
+
+def measure_loss(
+    model: LanguageModel, device: torch.device, tokens: Artifact, n_tokens: int, context: Context
+) -> DomainTotals:
+    """Losses on all of val, or on about `n_tokens` of it in windows spread evenly."""
+    split = TokenSplit(tokens, "val")
+    windows = ValWindows(split, model.config.n_ctx, n_tokens)
+    progress = context.progress(len(windows.starts) * windows.n_ctx, "tokens")
+    totals = DomainTotals(split.domains)
+    for batch in windows.batches(max(1, TOKENS_A_PASS[device.type] // windows.n_ctx)):
+        ids, targets = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.targets))
+        totals.add(batch, model.token_losses(ids, targets).cpu().numpy())
+        progress.update(totals.n_tokens, loss=round(totals.loss, 3))
+    progress.update(progress.state.total)
+    return totals
+
+
+def next_words(model: LanguageModel, device: torch.device, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """For each prompt the `top_words` likeliest next tokens with their probabilities. *Source:* the paper's project page."""
+    encoding = gpt2_encoding()
+    real = min(N_TOKENS, model.config.vocab_size)  # rows beyond the vocabulary pad the table and are no tokens
+    answers = []
+    for prompt in config.prompts:
+        ids = [i for i in encoding.encode_ordinary(prompt) if i < real][-model.config.n_ctx :]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids or [0]], device=device))[0, -1]
+        best = logits.float().softmax(-1)[:real].topk(min(config.top_words, real))
+        words = [
+            {"token": encoding.decode_single_token_bytes(index).decode("utf-8", "replace"), "probability": probability}
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        answers.append({"prompt": prompt, "words": words})
+    return answers

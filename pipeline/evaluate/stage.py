@@ -1,0 +1,42 @@
+"""The evaluate stage: what a trained model knows of held-out text, domain by domain, and how it goes on from a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts.store import Artifact
+from pipeline.config import EvaluateConfig
+from pipeline.stage import Context, Stage, Summary
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    evaluate: EvaluateConfig
+
+
+def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
+    """Measure one model on the val split, on this process's device."""
+    from pipeline.artifacts.evaluation import write_evaluation
+    from pipeline.evaluate.measure import device_and_model, measure_loss, next_words
+
+    device, model = device_and_model(inputs["pretrain"], context.runtime.threads_per_worker)
+    totals = measure_loss(model, device, inputs["tokens"], settings.evaluate.val_tokens, context)
+    write_evaluation(out_folder, totals, next_words(model, device, settings.evaluate))
+    summary = {
+        "val_loss": totals.loss,
+        "bits_per_byte": totals.bits_per_byte,
+        "val_tokens": totals.n_tokens,
+        "unigram_entropy": inputs["tokens"].summary["unigram_entropy"],
+    }
+    tracker = context.tracker.open()
+    tracker.metrics(
+        {f"evaluate/{name}": summary[name] for name in ("val_loss", "bits_per_byte")},
+        step=inputs["pretrain"].summary["train_tokens"],
+    )
+    tracker.close()
+    return summary
+
+
+STAGE = Stage("evaluate", 1, "cell", ("tokens", "pretrain"), EvaluateSettings, run, computes=True)

@@ -1,0 +1,108 @@
+"""The training loop: plain Python over an engine's verbs. It knows no Ray, no DeepSpeed, no files.
+
+What decides the weights is all here: which windows, which rate, which update, in which order. Everything else (metrics,
+checkpoints, progress) hangs on the `Watch` and must not change a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.artifacts.order import chain
+from pipeline.config import PretrainConfig
+from pipeline.errors import StageError
+from pipeline.pretrain.resume import Counters
+from pipeline.pretrain.schedule import learning_rate
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.pretrain.batches import Batches
+    from pipeline.pretrain.engine import Engine
+
+SPIKE_FACTOR, SPIKE_WINDOW, SPIKE_MEMORY = 10.0, 128, 32
+
+
+class Stopped(Exception):
+    """The run was asked to leave; its state is saved."""
+
+
+class Watch(Protocol):
+    """Looks on at a run, after every step."""
+
+    def after_step(self, run: Run) -> None: ...
+
+
+@dataclass
+class Run:
+    """A run under way: the counters, the curve up to the last flush, and the losses that still lie on the device."""
+
+    counters: Counters
+    curve: dict[str, list]
+    total_steps: int
+    unread: list[tuple[int, float, float, torch.Tensor]] = field(default_factory=list)  # step, rate, norm, loss
+
+    @property
+    def finished(self) -> bool:
+        return self.counters.step >= self.total_steps
+
+    def flush(self, engine: Engine) -> None:
+        """Fetch the losses of all steps since the last flush, averaged over the workers, into the curve.
+
+        Raises StageError at the first that is not finite. Collective: every worker calls it after the same step.
+        """
+        import torch
+
+        if not self.unread:
+            return
+        losses = engine.mean(torch.stack([loss for *_, loss in self.unread]))
+        tokens_per_step = self.counters.tokens // self.counters.step
+        for (step, rate, norm, _), loss in zip(self.unread, losses, strict=True):
+            finite_norm = math.isfinite(norm)
+            if not math.isfinite(loss) or not (finite_norm or engine.loss_scale):
+                raise _diverged(step, loss, norm)
+            row = (step, step * tokens_per_step, float(loss), rate, norm if finite_norm else None, None)
+            for column, value in zip(self.curve.values(), row, strict=True):
+                column.append(value)
+        self.unread.clear()
+
+    def note_val_loss(self, loss: float) -> None:
+        self.curve["val_loss"][-1] = loss
+
+
+def _diverged(step: int, loss: float, norm: float) -> StageError:
+    return StageError(
+        f"training diverged at step {step}: loss {loss:g}, gradient norm {norm:g}; it was batch {step - 1}",
+        fix=f"`python -m pipeline inspect-batch --step {step - 1}` shows that batch. Lower pretrain.learning_rate, raise "
+        "pretrain.warmup_steps, or set pretrain.skip_spikes: true.",
+        stage="pretrain",
+    )
+
+
+def train(engine: Engine, batches: Batches, config: PretrainConfig, run: Run, watch: Watch) -> None:
+    """Train from where `run` stands to its last step. Raises Stopped, StageError."""
+    counters = run.counters
+    while not run.finished:
+        step = counters.step
+        rate = learning_rate(config, step, run.total_steps)
+        ids = batches.window_ids(step)
+        loss = engine.accumulate(batches.micro_batches(ids), batches.plan.accumulation)
+        norm = engine.step(rate, (lambda norm: is_spike(counters.norms, norm)) if config.skip_spikes else None)
+        counters.step += 1
+        counters.tokens += config.batch_tokens
+        counters.consumed = chain(counters.consumed, ids)
+        if engine.refused and math.isfinite(norm):
+            counters.skipped_steps.append(counters.step)
+        elif math.isfinite(norm):
+            counters.norms[:] = [*counters.norms, norm][-SPIKE_WINDOW:]
+        run.unread.append((counters.step, rate, norm, loss))
+        watch.after_step(run)
+
+
+def is_spike(recent: list[float], norm: float) -> bool:
+    """Whether a gradient norm is far above the recent ones: more than ten times their median, once there are enough."""
+    if len(recent) < SPIKE_MEMORY:
+        return False
+    return norm > SPIKE_FACTOR * sorted(recent)[len(recent) // 2]
