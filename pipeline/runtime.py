@@ -75,9 +75,11 @@ def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
     Raises ResourceError when the cluster cannot be joined or has nothing free for a minute.
     """
     quiet_libraries()
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        _make_private_token()
     import ray
 
-    address = runtime.ray_address or os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -96,10 +98,6 @@ def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
 def _start_private_cluster(runtime: RuntimeConfig) -> None:
     import ray
 
-    # A token of its own, in the environment that only this cluster's processes inherit: nobody else may submit to it.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=runtime.cpus or None,
@@ -108,6 +106,14 @@ def _start_private_cluster(runtime: RuntimeConfig) -> None:
         logging_level=logging.ERROR,
         _temp_dir=str(Path(tempfile.gettempdir()) / f"crate-ray-{os.getuid()}"),
     )
+
+
+def _make_private_token() -> None:
+    """A token that only the private cluster's processes inherit: nobody else may submit to it. Ray reads it when imported."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _wait_for_room(address: str) -> None:

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # started as a script: the repository's root is w
 from pipeline.config_load import LoadedConfig, load_config
 from pipeline.errors import ArtifactError, CrateError
 
+LOG_WIDTH = 140  # characters, where there is no terminal to ask
 EXIT_INCOMPLETE = 10  # some cell failed; the report says which
 STOPPED_BY_SIGNAL = 128
 
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
 
     loaded = load_config(options.config, options.set)
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=LOG_WIDTH)
     if options.plan or options.max_gpu_hours is not None:
         rows = _plan_rows(loaded)
         _refuse_above(options.max_gpu_hours, rows)

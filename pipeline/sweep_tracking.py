@@ -38,6 +38,7 @@ class SweepTracking:
     @classmethod
     @contextlib.contextmanager
     def start(cls, uri: str, plan: Plan, store: Store) -> Iterator[SweepTracking]:
+        folder = store.run_folder(plan.name)
         runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool")
         tags = {
             "git": git_revision() or "",
@@ -47,7 +48,7 @@ class SweepTracking:
         parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
         cells = {"": parent}
         tokens = {"name": "tokens", "digest": plan.steps["tokens"].fingerprint, "context": "training"}
-        dataset = tokens | {"source": str(folder / "tokens")}
+        dataset = tokens | {"source": f"{store.place}/tokens/{plan.steps['tokens'].fingerprint}"}
         for cell in plan.cells:
             fingerprint, size = plan.steps[f"{cell.name}/pretrain"].fingerprint, count_parameters(cell.config.model)
             facts = {
@@ -57,7 +58,7 @@ class SweepTracking:
             }
             config = _shown(cell.config)
             cells[cell.name] = runs.start_child(parent, cell.name, fingerprint, config, facts, [dataset], tags)
-        tracking = cls(runs, plan, parent, cells)
+        tracking = cls(runs, plan, store, parent, cells)
         try:
             yield tracking
         finally:

@@ -99,7 +99,7 @@ def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str)
         shutil.copytree(job.kept_folder, job.out_folder / "steps")
     counted = count_parameters(job.settings.model)
     summary: Summary = {
-        "n_params": counted.total,
+        "n_params": counted.total_without_positions,
         "n_params_non_embedding": counted.non_embedding,
         "train_tokens": run.counters.tokens,
         "train_loss": run.curve["loss"][-1],
