@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import signal
 import sys
 import threading
@@ -165,13 +166,16 @@ class Sweep:
 
         config = self.loaded.config
         uri = runtime.mlflow_uri(config.runtime, self.store)
+        log = self._log_to_file()
         with (
             SweepTracking.start(uri, self.plan, self.store) as tracking,
             _cluster(config.runtime) as resources,
             Watch(self.store, config.name, self.console) as watch,
             self._stop_on_signal(),
         ):
-            self.console.print(f"logs: {runtime.ray_log_folder()}   MLflow: {tracking.shown_uri}", highlight=False)
+            self.console.print(
+                f"logs: {log}, {runtime.ray_log_folder()}   MLflow: {tracking.shown_uri}", highlight=False
+            )
             resolved = runtime.resolve(config.runtime, resources, len(self.plan.cells))
             base = Context(self.store, resolved, config.name, "", "", tracking.parent)
 
@@ -194,6 +198,14 @@ class Sweep:
                 raise report.error
             tracking.finish(report.artifact, missing)
         return self._say_end(report.artifact, missing)
+
+    def _log_to_file(self) -> Path:
+        """Send what libraries and failed steps in this process have to say to a file, and give its path."""
+        path = self.store.run_folder(self.plan.name) / "driver.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logging.captureWarnings(True)
+        return path
 
     def _report(self, results: dict[str, Any], missing: dict[str, str], base: Any) -> Any:
         """Make the report here, in the driver: it only reads small tables."""
