@@ -169,7 +169,7 @@ class Sweep:
         log = self._log_to_file()
         with (
             SweepTracking.start(uri, self.plan, self.store) as tracking,
-            _cluster(config.runtime) as resources,
+            _cluster(config.runtime, needed=len(self.kept) < len(self.plan.steps)) as resources,
             Watch(self.store, config.name, self.console) as watch,
             self._stop_on_signal(),
         ):
@@ -254,7 +254,11 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def _cluster(settings: Any) -> Iterator[dict[str, float]]:
+def _cluster(settings: Any, needed: bool) -> Iterator[dict[str, float]]:
+    """The connected Ray cluster's resources; nothing is started when only the report is to be made."""
+    if not needed:
+        yield {}
+        return
     import ray
 
     from pipeline import runtime
