@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.progress import read_progress
 
 ALIVE_SECONDS = 60  # a step that wrote no progress for so long is called quiet
@@ -68,4 +69,52 @@ def verify(store: Store, run: str) -> int:
         artifact = artifact_of(store, run, name)
         artifact.verify()
         print(f"whole  {name}  {artifact.manifest.total_bytes:,} bytes in {len(artifact.manifest.files)} files")
+    return 0
+
+
+def show_batch(store: Store, run: str, cell: str, step: int, as_json: bool) -> int:
+    """Print what training step `step` (from 0) of a cell saw: windows, documents with their origin and domain, text."""
+    from rich.console import Console
+
+    from pipeline.tokens.inspect import batch_rows
+
+    recipe = planned(store, run).get(f"{cell}/pretrain")
+    if recipe is None:
+        raise ArtifactError(f"the run {run!r} has no cell {cell!r}", fix="`status` lists its steps.")
+    settings = recipe["settings"]
+    n_ctx = settings["model"]["n_ctx"]
+    n_steps = settings["pretrain"]["total_tokens"] // settings["pretrain"]["batch_tokens"]
+    if not 0 <= step < n_steps:
+        raise ConfigError(
+            f"--step {step}: the training of {cell} has steps 0 to {n_steps - 1}", fix="Choose one of them."
+        )
+    tokens = store.get("tokens", recipe["inputs"]["tokens"])
+    rows = batch_rows(tokens, settings["seed"], settings["pretrain"]["batch_tokens"] // n_ctx, n_ctx, step)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    console = Console()
+    for row in rows:
+        console.rule(f"window {row['window']}, tokens from {row['start']:,}", align="left")
+        for document in row["documents"]:
+            origin = f"{document['origin_file']}:{document['origin_line']}"
+            console.print(f"{document['tokens']} tokens of {origin} ({document['domain']})", style="cyan", markup=False)
+        console.print(row["text"], markup=False, highlight=False)
+    return 0
+
+
+def import_checkpoint(
+    checkpoint: Path, folder: Path, activation: Literal["relu", "gelu", "gelu_erf"], tokenizer: Path | None
+) -> int:
+    """Convert the authors' checkpoint; a file that is none is told in two lines."""
+    from crate_model.import_checkpoint import import_checkpoint as convert
+
+    try:
+        convert(checkpoint, folder, activation, tokenizer)
+    except (ValueError, OSError) as error:
+        raise ArtifactError(
+            f"cannot import {checkpoint}: {error}",
+            fix="Give a crate-lm or nanoGPT .pt file with `model` and `model_args`.",
+        ) from error
+    print(f"{folder}: logits equal the checkpoint's; load it with AutoModelForCausalLM after `import crate_model.hf`")
     return 0

@@ -72,10 +72,47 @@ def _verify(options: argparse.Namespace) -> int:
     return verify(open_store(options.store), options.run)
 
 
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    _cell_arguments(parser)
+    parser.add_argument("--step", type=int, required=True, help="training step, from 0")
+    parser.add_argument("--json", action="store_true")
+
+
+def _inspect_batch(options: argparse.Namespace) -> int:
+    from pipeline.browse import show_batch
+    from pipeline.runtime import open_store
+
+    return show_batch(open_store(options.store), options.run, options.cell, options.step, options.json)
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a crate-lm or nanoGPT checkpoint (.pt)")
+    parser.add_argument("folder", type=Path, help="Hugging Face folder to write")
+    parser.add_argument(
+        "--activation",
+        choices=("relu", "gelu", "gelu_erf"),
+        default="relu",
+        help="of a GPT-2 MLP; nanoGPT's is gelu_erf",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied along")
+
+
+def _import_checkpoint(options: argparse.Namespace) -> int:
+    from pipeline.browse import import_checkpoint
+
+    return import_checkpoint(options.checkpoint, options.folder, options.activation, options.tokenizer)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command]] = {
     "sweep": ("run a whole study (the same as pipeline/sweep.py)", sweep.add_arguments, sweep.run),
     "show": ("print every value of a configuration and where it comes from", _show_arguments, _show),
     "doctor": ("say what this machine offers and what would be used", _doctor_arguments, _doctor),
     "status": ("say how far a sweep is, from the store alone", _run_arguments, _status),
+    "inspect-batch": ("show the documents and text of a training step's batch", _inspect_arguments, _inspect_batch),
+    "import-checkpoint": (
+        "turn the authors' checkpoint into a Hugging Face folder",
+        _import_arguments,
+        _import_checkpoint,
+    ),
     "verify": ("hash every artifact of a sweep against its manifest", _run_arguments, _verify),
 }
