@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.activations.priority import mix
+from pipeline.activations.priority import name_hashes
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import ActivationsConfig
 from pipeline.errors import ConfigError
@@ -34,7 +34,7 @@ class Places:
     """Where excerpts of one width may be taken in a row."""
 
     positions: np.ndarray  # (p,) int64 tokens of the row that an excerpt may be chosen for
-    starts: np.ndarray  # (p,) int64 first token of that excerpt, in the row
+    starts: np.ndarray  # (n_ctx,) int64 for each token of the row, the first of its excerpt
 
 
 class Corpus:
@@ -98,7 +98,7 @@ class Corpus:
         """Tokens of a row around which an excerpt of `width` tokens fits into their document's part of the row."""
         positions = np.arange(row * self.n_ctx, (row + 1) * self.n_ctx)
         starts, fits = self.excerpt_starts(positions, width)
-        return Places(positions[fits] - positions[0], starts[fits] - positions[0])
+        return Places(np.flatnonzero(fits), starts - positions[0])
 
     def excerpt_starts(self, positions: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """First tokens (p,) of excerpts around `positions` (p,) of val, and whether they fit into document and row.
@@ -114,7 +114,7 @@ class Corpus:
 
 def pilot_batches(corpus: Corpus, n_rows: int, n_tokens: int, seed: int) -> list[int]:
     """Batches among the first `n_rows` rows on which quantiles are measured: chosen by hash, together `n_tokens` or all."""
-    batches = np.arange(-(-n_rows // corpus.config.batch_rows))
+    n_batches = -(-n_rows // corpus.config.batch_rows)
     wanted = -(-n_tokens // (corpus.config.batch_rows * corpus.n_ctx))
-    order = np.argsort(mix(seed, "pilot", batches), kind="stable")
+    order = np.argsort(name_hashes(seed, "pilot", n_batches), kind="stable")
     return sorted(order[:wanted].tolist())

@@ -46,7 +46,6 @@ class Extractor:
         collectors = {
             site.name: SiteCollector(
                 site.name,
-                site.n_neurons,
                 self.corpus.spans,
                 self.job.wanted(),
                 [self._edges[site.name, span.width] for span in self.corpus.spans],
@@ -65,12 +64,9 @@ class Extractor:
         import torch
 
         rows = self.corpus.rows(batch)
-        places = [{span.width: self.corpus.places(row, span.width) for span in self.corpus.spans} for row in rows]
+        places = [[self.corpus.places(row, span.width) for row in rows] for span in self.corpus.spans]
         for site, values in self.reader.read(torch.from_numpy(self.corpus.ids(batch))):
-            collector = collectors[site.name]
-            collector.add_batch(batch, values[: max(0, self.corpus.n_rows - rows.start)])
-            for row, row_places, row_values in zip(rows, places, values, strict=True):
-                collector.add_row(row, row_values, row_places)
+            collectors[site.name].add(batch, rows.start, values, places)
 
 
 def measured_edges(job: Job, corpus: Corpus, reader: Reader, first: int) -> dict[tuple[str, int], Tensor]:

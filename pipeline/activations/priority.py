@@ -1,6 +1,9 @@
 """Random choice that depends on nothing but what is chosen: a hash of (seed, neuron, token) decides who is drawn.
 
-Whoever computes it, in whatever order, gets the same sample.
+Whoever computes it, in whatever order, gets the same sample. The hash is one to one over the tokens of a neuron, so that the
+token can be told from its hash: a minimum over tokens needs no search for where it was.
+
+*Source:* the finalizer of MurmurHash3 by Austin Appleby, applied to token and neuron in turn.
 """
 
 from __future__ import annotations
@@ -13,28 +16,52 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST = 2**31 - 1
+BITS = 0xFFFFFFFF
+LARGEST, SMALLEST = 2**31 - 1, -(2**31)
+FIRST_FACTOR, SECOND_FACTOR = 0x85EBCA6B, 0xC2B2AE35
 
 
-def mix(seed: int, what: str, values: np.ndarray) -> np.ndarray:
-    """A well-mixed uint32 for each whole number (n,). *Source:* splitmix64 (Steele, Lea and Flood 2014)."""
-    salt = np.uint64((seed * 0x9E3779B97F4A7C15 + zlib.crc32(what.encode())) % 2**64)
-    with np.errstate(over="ignore"):
-        z = (np.asarray(values).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + salt
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(32)).astype(np.uint32)
+def token_hashes(seed: int, positions: np.ndarray) -> np.ndarray:
+    """A well-mixed int32 for every position (n,) of val, no two alike."""
+    return _scramble(positions.astype(np.uint64) ^ np.uint64(_salt(seed, "tokens"))).astype(np.uint32).view(np.int32)
+
+
+def name_hashes(seed: int, what: str, n: int) -> np.ndarray:
+    """A well-mixed int32 for each of n things of a kind (the neurons of a site, the batches of a corpus)."""
+    salted = np.arange(n, dtype=np.uint64) ^ np.uint64(_salt(seed, what))
+    return _scramble(salted).astype(np.uint32).view(np.int32)
 
 
 def priorities(of_tokens: Tensor, of_neurons: Tensor) -> Tensor:
-    """Priorities (tokens, neurons) int32 in [0, 2^31), from mixed int32 hashes (tokens,) and (neurons,).
-
-    *Source:* the finalizer of MurmurHash3, in wrapping 32-bit arithmetic, with the shifts made logical by masks.
-    """
+    """Priorities (tokens, neurons) int32 from the hashes of tokens and neurons."""
     h = of_tokens[:, None] ^ of_neurons[None, :]
-    h ^= (h >> 16) & 0xFFFF
-    h *= -2048144789  # 0x85EBCA6B
-    h ^= (h >> 13) & 0x7FFFF
-    h *= -1028477387  # 0xC2B2AE35
-    return h.bitwise_and_(LARGEST)
+    h ^= (h >> 16).bitwise_and_(0xFFFF)  # torch shifts keep the sign: the mask makes them logical
+    h *= FIRST_FACTOR - 2**32
+    h ^= (h >> 13).bitwise_and_(0x7FFFF)
+    h *= SECOND_FACTOR - 2**32
+    return h
+
+
+def positions_of(priority: Tensor, of_neurons: Tensor, seed: int) -> Tensor:
+    """The positions (m,) int64 of the tokens that have these priorities (m,) for neurons with these hashes (m,)."""
+    return _unscramble((_unscramble(priority.long() & BITS) ^ of_neurons.long()) & BITS) ^ _salt(seed, "tokens")
+
+
+def _salt(seed: int, what: str) -> int:
+    return zlib.crc32(f"{seed}/{what}".encode())
+
+
+def _scramble(x: np.ndarray) -> np.ndarray:
+    """The finalizer on uint64 holding 32-bit values."""
+    x = x ^ (x >> np.uint64(16))
+    x = x * np.uint64(FIRST_FACTOR) & np.uint64(BITS)
+    x = x ^ (x >> np.uint64(13))
+    return x * np.uint64(SECOND_FACTOR) & np.uint64(BITS)
+
+
+def _unscramble(x: Tensor) -> Tensor:
+    """The finalizer's inverse on int64 holding 32-bit values."""
+    x = x * pow(SECOND_FACTOR, -1, 2**32) & BITS
+    x = x ^ (x >> 13) ^ (x >> 26)
+    x = x * pow(FIRST_FACTOR, -1, 2**32) & BITS
+    return x ^ (x >> 16)

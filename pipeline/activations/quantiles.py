@@ -1,9 +1,9 @@
 """The order of activations, and quantile edges in it.
 
-Tokens are ordered by activation; tokens at exactly zero, most of them in a sparse code, by a second hash, so that a quantile may
-fall among them. That order is a whole number a token (`order_keys`): the float's bits, which are ordered as the floats are, with
-zeros spread over the range of the denormal floats. Quantiles are measured on a histogram of the numbers' upper bits: 128 steps a
-power of two, a bfloat16's precision.
+Tokens are ordered by activation; tokens at exactly zero, most of them in a sparse code, by a second hash, so that a quantile
+may fall among them. That order is a whole number a token (`order_keys`): the float's bits, which are ordered as the floats are,
+with zeros spread over the range of the denormal floats. Quantiles are measured on a histogram of those numbers, 16 steps a power
+of two, and drawn straight within a step.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEPS = 128  # histogram levels a power of two
+STEPS = 16  # histogram levels a power of two
 FIRST, LAST = -24, 16  # powers of two: smaller activations share the lowest level, larger ones the highest
 N_POSITIVE = (LAST - FIRST) * STEPS
-LOWEST = (127 + FIRST) * STEPS  # upper 16 bits of the float 2^FIRST
+SHIFT = 23 - 4  # bits of a float below its exponent and the four that tell 16 steps apart
+LOWEST = (127 + FIRST) * STEPS  # the float 2^FIRST's bits above SHIFT
 ZERO_KEYS = 1 << 22  # keys [0, ZERO_KEYS) belong to zeros; the smallest normal float has key ZERO_KEYS
 
 
@@ -45,7 +46,7 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
     columns = (values + 0.0).T.contiguous()  # neuron by neuron: each one's counts stay in the cache
     n_neurons = len(columns)
     bits = columns.view(torch.int32)
-    magnitude = (((bits & 0x7FFFFFFF) >> 16) - LOWEST).clamp_(0, N_POSITIVE - 1) + 1
+    magnitude = (((bits & 0x7FFFFFFF) >> SHIFT) - LOWEST).clamp_(0, N_POSITIVE - 1) + 1
     magnitude *= columns != 0
     if signed:
         magnitude = torch.where(bits < 0, -magnitude, magnitude) + N_POSITIVE
@@ -56,24 +57,20 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
 
 def lower_keys(signed: bool) -> np.ndarray:
     """The smallest order key (levels,) of each histogram level."""
-    positive = ((np.arange(N_POSITIVE, dtype=np.int64) + LOWEST) << 16) >> 1
+    positive = ((np.arange(N_POSITIVE, dtype=np.int64) + LOWEST) << SHIFT) >> 1
     positive[0] = ZERO_KEYS
     if not signed:
         return np.concatenate([[0], positive])
-    negative = (-((np.arange(1, N_POSITIVE + 1, dtype=np.int64) + LOWEST) << 16)) >> 1
+    negative = (-((np.arange(1, N_POSITIVE + 1, dtype=np.int64) + LOWEST) << SHIFT)) >> 1
     negative[-1] = -(1 << 30)
     return np.concatenate([negative[::-1], [0], positive])
 
 
 def edge_keys(counts: np.ndarray, shares: tuple[float, ...], signed: bool) -> np.ndarray:
-    """Order keys (neurons, edges) int32 with about the given shares of the counted tokens below them.
-
-    Among zeros the share is met exactly; else the edge is the nearest border between two levels.
-    """
+    """Order keys (neurons, edges) int32 with the given shares of the counted tokens below them, as far as the levels tell."""
     below = np.cumsum(counts, axis=1)  # tokens at or below each level
     total = below[:, -1:]
     lower = np.append(lower_keys(signed), np.int64(2**30 - 1))
-    zero = N_POSITIVE if signed else 0
     edges = np.empty((len(counts), len(shares)), np.int64)
     neurons = np.arange(len(counts))
     for column, share in enumerate(shares):
@@ -81,7 +78,7 @@ def edge_keys(counts: np.ndarray, shares: tuple[float, ...], signed: bool) -> np
         level = np.minimum((below <= wanted[:, None]).sum(axis=1), counts.shape[1] - 1)
         inside = counts[neurons, level]
         part = (wanted - (below[neurons, level] - inside)) / np.maximum(inside, 1)
-        edges[:, column] = np.where(level == zero, (part * ZERO_KEYS).astype(np.int64), lower[level + (part > 0.5)])
+        edges[:, column] = lower[level] + (part * (lower[level + 1] - lower[level])).astype(np.int64)
     return edges.astype(np.int32)
 
 

@@ -6,6 +6,7 @@ what is kept does not depend on the order of arrival.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-EMPTY = 2**63 - 1  # key of a free place
+EMPTY = 2**63 - 2  # key of a free place
+NONE = 2**63 - 1  # key of a candidate that is none: never takes a place
 POSITION_BITS = 32
-
-
-def make_keys(priorities: Tensor, positions: Tensor) -> Tensor:
-    """Keys from int32 priorities (smaller is better, may be negative) and positions below 2^32."""
-    return (priorities.long() << POSITION_BITS) | positions
+POSITION_MASK = (1 << POSITION_BITS) - 1
 
 
 class Reservoir:
@@ -36,22 +34,30 @@ class Reservoir:
         self.worst = torch.full((n_neurons, n_bins), EMPTY, dtype=torch.int64, device=device)
 
     def worst_priority(self) -> Tensor:
-        """(neurons, bins) int32: a candidate whose priority is larger has no chance."""
+        """(neurons, bins) int32: a candidate with a larger priority has no chance."""
         return (self.worst >> POSITION_BITS).int()
 
-    def offer(self, neurons: Tensor, bins: Tensor, keys: Tensor, row: Tensor, starts: Tensor) -> None:
-        """Candidates (m,), at most one a group, from one row (n_ctx, neurons) of activations; excerpts begin at `starts` (m,)."""
-        import torch
+    def offer(self, keys: Tensor, excerpts: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Candidates' keys (neurons, bins, m), NONE where there is none.
 
-        better = keys < self.worst[neurons, bins]
-        neurons, bins, keys, starts = (t[better] for t in (neurons, bins, keys, starts))
-        if not len(keys):
+        `excerpts(neurons, which, positions)` gives the activations (n, width) of those that are kept: candidate `which` of m.
+        """
+        neurons, bins = (keys.amin(2) < self.worst).nonzero(as_tuple=True)
+        if not len(neurons):
             return
-        place = self.keys[neurons, bins].argmax(-1)
-        self.keys[neurons, bins, place] = keys
-        tokens = starts[:, None] + torch.arange(self.activations.shape[-1], device=keys.device)
-        self.activations[neurons, bins, place] = row[tokens, neurons[:, None]]
-        self.worst[neurons, bins] = self.keys[neurons, bins].amax(-1)
+        capacity = self.keys.shape[2]
+        both = self.keys.new_empty((len(neurons), capacity + keys.shape[2]))
+        both[:, :capacity], both[:, capacity:] = self.keys[neurons, bins], keys[neurons, bins]
+        best = both.topk(capacity, largest=False, sorted=False)
+        kept = both.new_zeros(both.shape, dtype=bool).scatter_(1, best.indices, True)
+        # As many leave a group as enter it: listed group by group, they can be exchanged one for one.
+        leaving, places = (~kept[:, :capacity]).nonzero(as_tuple=True)
+        _, which = kept[:, capacity:].nonzero(as_tuple=True)
+        neurons_in, bins_in = neurons[leaving], bins[leaving]
+        new = keys[neurons_in, bins_in, which]
+        self.keys[neurons_in, bins_in, places] = new
+        self.activations[neurons_in, bins_in, places] = excerpts(neurons_in, which, new & POSITION_MASK)
+        self.worst[neurons, bins] = best.values.amax(1)
 
 
 def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

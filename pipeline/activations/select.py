@@ -13,11 +13,10 @@ import pyarrow as pa
 
 from pipeline.activations.collector import Wanted
 from pipeline.activations.corpus import Corpus, Span
-from pipeline.activations.reservoir import EMPTY, POSITION_BITS, merge
+from pipeline.activations.reservoir import EMPTY, POSITION_MASK, merge
 from pipeline.activations.sites import Site
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURONS_A_ROW_GROUP
 
-POSITION_MASK = (1 << POSITION_BITS) - 1
 Candidates = tuple[np.ndarray, np.ndarray]  # keys (neurons, bins, capacity) ascending, activations (..., width)
 
 
