@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from crate_model.config import ModelConfig
 from crate_model.layers import Linear
-from crate_model.ops import precision
-from crate_model.ops.ista import ista_codes
+from crate_model.ops.ista import ista, ista_codes, synthesis
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -39,22 +38,25 @@ class SparseCoding(nn.Module):
 
     def forward(self, z: Stream, stream: Stream) -> Stream:
         """z: the normalised stream; stream: what the residual option adds to."""
-        code = self.code(self._codes(z))
-        out = precision.linear(*precision.autocast(code, self.dictionary.T))
+        out = self._encode_and_decode(z)
         return stream + out if self.config.ista_residual else out
 
     def taps(self) -> dict[str, nn.Module]:
         return {f"code_step{step + 1}": tap for step, tap in enumerate(self.steps)} | {"code": self.code}
 
-    def _codes(self, z: Stream) -> Float[Tensor, "batch t d_code"]:
+    def _encode_and_decode(self, z: Stream) -> Stream:
+        """One fused operation, which steps aside where someone looks at the code or between the steps: same bits."""
         config = self.config
-        step_size, lambda_sparsity = config.step_size, config.lambda_sparsity
-        if not any(step._forward_hooks for step in self.steps):
-            return ista_codes(z, self.dictionary, step_size, lambda_sparsity, config.n_ista_steps)
-        code = ista_codes(z, self.dictionary, step_size, lambda_sparsity, 1)
-        for tap in self.steps:  # someone looks between the steps: take them one by one, to the same bits
-            code = ista_codes(z, self.dictionary, step_size, lambda_sparsity, 1, start=tap(code))
-        return code
+        settings = self.dictionary, config.step_size, config.lambda_sparsity
+        if any(step._forward_hooks for step in self.steps):
+            code = ista_codes(z, *settings, n_steps=1)
+            for tap in self.steps:
+                code = ista_codes(z, *settings, n_steps=1, start=tap(code))
+        elif self.code._forward_hooks:
+            code = ista_codes(z, *settings, n_steps=config.n_ista_steps)
+        else:
+            return ista(z, *settings, n_steps=config.n_ista_steps)
+        return synthesis(self.code(code), self.dictionary)
 
 
 class Perceptron(nn.Module):

@@ -55,7 +55,9 @@ def six_n_flops_per_token(config: ModelConfig) -> int:
     return 6 * n + 12 * config.n_layer * config.d_model * config.n_ctx
 
 
-def activation_bytes(config: ModelConfig, n_sequences: int = 1, n_ctx: int | None = None, bytes_per_value: int = 4) -> int:
+def activation_bytes(
+    config: ModelConfig, n_sequences: int = 1, n_ctx: int | None = None, bytes_per_value: int = 4
+) -> int:
     """Bytes kept between the forward and the backward pass for `n_sequences` of `n_ctx` tokens, beside the weights.
 
     In units of d_model a token, a CRATE block keeps its input, the normalised input, u, the mixed heads, x', z, t - 1 ISTA
@@ -66,6 +68,8 @@ def activation_bytes(config: ModelConfig, n_sequences: int = 1, n_ctx: int | Non
     steps, is_relu = config.n_ista_steps, config.activation == "relu"
     crate = 6 * d + (steps - 1) * d + steps * h
     block = crate if config.architecture == "crate" else 8 * d + (h if is_relu else 2 * h)
-    statistics = 4 * (config.n_layer * (4 + config.n_head) + 2)  # float32: mean and deviation of norms, log-sum of attention
+    statistics = 4 * (
+        config.n_layer * (4 + config.n_head) + 2
+    )  # float32: mean and deviation of norms, log-sum of attention
     per_token = bytes_per_value * (config.n_layer * block + 2 * d) + statistics + 8  # 8: the token's id
     return n_sequences * context * per_token + 8 * context + bytes_per_value * config.vocab_size * d

@@ -43,6 +43,7 @@ def token_losses(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
+    @precision.without_autocast
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         wide_hidden, wide_weight = precision.widened(hidden), precision.widened(weight)
         exact = _exact(hidden)
@@ -71,6 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @precision.without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if gradient.device.type == "cpu" and gradient == 1:

@@ -6,6 +6,8 @@ same rounding of the result as a native bfloat16 product with float32 accumulati
 """
 
 import functools
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,23 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
+def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a Function's forward or backward choose its own dtypes, whatever autocast is on around it."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, *arguments: Any) -> Any:
+        with ExitStack() as contexts:
+            for device_type in {argument.device.type for argument in arguments if isinstance(argument, Tensor)}:
+                if torch.is_autocast_enabled(device_type):
+                    contexts.enter_context(torch.autocast(device_type, enabled=False))
+            return method(ctx, *arguments)
+
+    return run
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (..., in), weight (out, in): torch's own, or widened where that is faster."""
-    if not widens(x):
+    if not widens(x) or x.dtype != weight.dtype:
         return torch.nn.functional.linear(x, weight, bias)
     if bias is None:
         return _WideLinear.apply(x, weight)
@@ -64,12 +80,14 @@ class _WideLinear(torch.autograd.Function):
     """A linear layer whose three products run in float32 while everything kept or returned stays narrow."""
 
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return (x.float() @ weight.float().T).to(x.dtype)
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         wide = gradient.float()
