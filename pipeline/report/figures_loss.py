@@ -1,48 +1,58 @@
-"""Figures of training and of validation loss against size and compute."""
+"""Figures of training, and of validation loss against size, compute, domain and whatever a sweep varies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.report import published
+from pipeline.report.looks import (
+    colour,
+    dashes,
+    end_labels,
+    label_point,
+    labelled_depths,
+    link_to,
+    log_axis,
+    marker,
+    strength,
+)
+from pipeline.report.scaling import AXES, Series, all_series
 from pipeline.report.study import ARCHITECTURES, Cell, Study
-from pipeline.report.style import MARKERS, PALETTE, Canvas, Figure
+from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZES: tuple[tuple[str, Callable[[Cell], float]], ...] = (
-    ("parameters", lambda cell: cell.size.total_without_positions),
-    ("non-embedding parameters", lambda cell: cell.size.non_embedding),
-    ("training FLOPs", lambda cell: cell.train_flops),
-)
+Rows = Sequence[dict[str, Any]]
 
 
-def link_to(cell: Cell) -> str:
-    return f"#cell-{cell.name}"
-
-
-def loss_curves(study: Study, rows: Sequence[dict[str, Any]]) -> Figure | None:
+def loss_curves(study: Study, rows: Rows) -> Figure | None:
     """Loss against tokens seen, a panel an architecture, deeper models darker."""
     curves = {cell.name: [row for row in rows if row["cell"] == cell.name] for cell in study.cells}
     shown = [cell for cell in study.cells if curves[cell.name]]
     if not shown:
         return None
     architectures = [name for name in study.architectures if any(cell.architecture == name for cell in shown)]
+    longest = max(row["tokens"] for cell in shown for row in curves[cell.name])
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 3.3, sharey=True)
+        drawing, panels = canvas.grid(len(architectures), 2, 3.3, legend=False, sharey=True)
         for axes, architecture in zip(panels, architectures, strict=True):
-            for cell in (cell for cell in shown if cell.architecture == architecture):
-                _curve(canvas, axes, cell, curves[cell.name], _depth_alpha(study, cell))
+            own = [cell for cell in shown if cell.architecture == architecture]
+            labelled = labelled_depths([cell.model.n_layer for cell in own])
+            ends = [_curve(canvas, axes, study, cell, curves[cell.name]) for cell in own]
             _unigram_line(axes, study.unigram_entropy)
             axes.set_title(ARCHITECTURES[architecture])
             axes.set_xlabel("tokens seen")
-            axes.xaxis.set_major_formatter(lambda value, _: amount(value))
-            axes.set_xlim(0, 1.09 * max(row["tokens"] for cell in shown for row in curves[cell.name]))
+            axes.xaxis.set_major_formatter(lambda value, _: amount(value) if value else "0")
+            axes.set_xlim(0, 1.07 * longest)
+            end_labels(
+                axes, [end for end, cell in zip(ends, own, strict=True) if end and cell.model.n_layer in labelled]
+            )
         panels[0].set_ylabel("loss, nats a token")
         return drawing
 
@@ -50,36 +60,24 @@ def loss_curves(study: Study, rows: Sequence[dict[str, Any]]) -> Figure | None:
     return Figure(
         "loss_curves",
         "Loss while training",
-        "Points are validation loss, faint lines the loss of the training batches; deeper models are darker.",
+        "Marks and lines are validation loss, the faint lines the loss of the training batches; deeper models are darker.",
         f"Loss against tokens seen for {len(shown)} models. Final validation losses in nats a token: {finals}.",
         draw,
     )
 
 
-def _curve(canvas: Canvas, axes: Axes, cell: Cell, rows: Sequence[dict[str, Any]], alpha: float) -> None:
-    colour = PALETTE[cell.architecture]
-    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], color=colour, alpha=0.28 * alpha, linewidth=1)
+def _curve(canvas: Canvas, axes: Axes, study: Study, cell: Cell, rows: Rows) -> tuple[float, float, str, str] | None:
+    """Draw a model's curve; its end, with the label that belongs there."""
+    shade, alpha = colour(cell), strength(study, cell)
+    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], color=shade, alpha=0.25 * alpha, linewidth=1)
     points = [row for row in rows if row["val_loss"] is not None]
     if not points:
-        return
+        return None
     x, y = [row["tokens"] for row in points], [row["val_loss"] for row in points]
-    axes.plot(x, y, color=colour, alpha=alpha)
+    axes.plot(x, y, color=shade, alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
     tips = [(f"{cell.name}: {b:.3f} after {amount(a)} tokens", link_to(cell)) for a, b in zip(x, y, strict=True)]
-    canvas.marks(axes, x, y, tips, marker=MARKERS[cell.architecture], color=colour, alpha=alpha, markersize=3.5)
-    axes.annotate(
-        f"{cell.model.n_layer}L",
-        (x[-1], y[-1]),
-        (5, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8.5,
-        color=colour,
-    )
-
-
-def _depth_alpha(study: Study, cell: Cell) -> float:
-    rank = study.depths.index(cell.model.n_layer)
-    return 1.0 if len(study.depths) == 1 else 0.4 + 0.6 * rank / (len(study.depths) - 1)
+    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=3)
+    return x[-1], y[-1], f"{cell.model.n_layer}L", shade
 
 
 def _unigram_line(axes: Axes, entropy: float | None) -> None:
@@ -88,40 +86,31 @@ def _unigram_line(axes: Axes, entropy: float | None) -> None:
         return
     low, high = axes.get_ylim()
     said = f"unigram entropy {entropy:.2f}"
-    style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": "right"}
-    if low - 0.6 * (high - low) <= entropy <= high + 0.6 * (high - low):
+    style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": "right", "textcoords": "offset points"}
+    if low - 0.7 * (high - low) <= entropy <= high + 0.7 * (high - low):
         axes.axhline(entropy, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1)
-        axes.annotate(
-            said, (1, entropy), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", **style
-        )
+        axes.annotate(said, (1, entropy), (-2, 4), xycoords=("axes fraction", "data"), **style)
     else:
-        axes.annotate(
-            f"{said} \N{UPWARDS ARROW}",
-            (1, 1),
-            (-2, -10),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            **style,
-        )
+        axes.annotate(f"{said} \N{UPWARDS ARROW}", (1, 1), (-2, -4), xycoords="axes fraction", va="top", **style)
 
 
 def scaling(study: Study) -> Figure | None:
-    """Validation loss against parameters, non-embedding parameters and training FLOPs."""
+    """Validation loss against parameters, non-embedding parameters and training FLOPs, with the fitted laws there are."""
     shown = [cell for cell in study.cells if cell.val_loss is not None]
     if not shown:
         return None
-    series = list(dict.fromkeys(cell.series for cell in shown))
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(SIZES), 3, 3.3, sharey=True)
-        for axes, (label, size_of) in zip(panels, SIZES, strict=True):
-            for name in series:
-                _size_series(canvas, axes, [cell for cell in shown if cell.series == name], label, size_of)
-            _log_size_axis(axes, [size_of(cell) for cell in shown])
+        drawing, panels = canvas.grid(len(AXES), 3, 3.1, titles=False, sharey=True)
+        for axes, axis in zip(panels, AXES, strict=True):
+            for series in all_series(study, axis):
+                _law(axes, series)
+                _size_series(canvas, axes, study, series)
+            log_axis(axes, [AXES[axis](cell) for cell in shown])
             _unigram_line(axes, study.unigram_entropy)
-            axes.set_xlabel(label)
+            axes.set_xlabel(axis)
         panels[0].set_ylabel("validation loss, nats a token")
-        panels[0].legend(loc="lower left")
+        canvas.key(drawing, panels)
         return drawing
 
     said = "; ".join(
@@ -130,60 +119,185 @@ def scaling(study: Study) -> Figure | None:
     return Figure(
         "scaling",
         "Validation loss against size and compute",
-        "Parameters count the token table once and no positions. FLOPs are true ones: CRATE uses each dictionary entry several "
-        "times a token, so equal parameters are not equal compute.",
-        f"Validation loss falls with size as follows. {said}.",
+        "Every mark is one trained model. Parameters count the token table once and no positions. FLOPs are true ones: CRATE "
+        "uses each dictionary entry several times a token, so equal parameters are not equal compute. Where sizes suffice, "
+        "the dotted line is the fitted law with its 95 % band.",
+        f"Validation loss against size: {said}.",
         draw,
     )
 
 
-def _size_series(
-    canvas: Canvas, axes: Axes, cells: Sequence[Cell], label: str, size_of: Callable[[Cell], float]
-) -> None:
-    cells = sorted(cells, key=size_of)
-    colour, x = PALETTE[cells[0].architecture], [size_of(cell) for cell in cells]
-    y = [float(cell.val_loss or np.nan) for cell in cells]
-    means = {size: float(np.mean([b for a, b in zip(x, y, strict=True) if a == size])) for size in dict.fromkeys(x)}
-    axes.plot(list(means), list(means.values()), color=colour, alpha=0.45)
+def _law(axes: Axes, series: Series) -> None:
+    """The fitted law and its band; only where the law is of this axis alone."""
+    if series.axis == "parameters" or series.tokens_vary or series.fit is None:
+        return
+    x = np.geomspace(series.sizes.min() / 1.1, series.sizes.max() * 1.1, 60)
+    shade = PALETTE[series.architecture]
+    low, high = series.fit.interval(x)
+    axes.fill_between(x, low, high, color=shade, alpha=0.13, linewidth=0)
+    axes.plot(x, series.fit.predict(x), color=shade, linestyle=(0, (1.2, 1.6)), linewidth=1.2)
+
+
+def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, labels: bool = True) -> None:
+    first = series.cells[0]
+    sizes, means = series.means
+    if series.fit is None or series.axis == "parameters" or series.tokens_vary:
+        axes.plot(sizes, means, color=colour(first), alpha=0.45, linewidth=1.5, linestyle=dashes(study, first))
     tips = [
-        (f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {label}", link_to(cell))
-        for cell, size in zip(cells, x, strict=True)
+        (f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {series.axis}", link_to(cell))
+        for cell, size in zip(series.cells, series.sizes, strict=True)
     ]
-    style = {
-        "marker": MARKERS[cells[0].architecture],
-        "color": colour,
-        "markeredgecolor": PALETTE["paper"],
-        "label": cells[0].series,
+    style = marker(study, first) | {"markeredgecolor": PALETTE["paper"], "markeredgewidth": 0.8, "label": series.name}
+    canvas.marks(axes, series.sizes.tolist(), series.losses.tolist(), tips, **style)
+    labelled = labelled_depths([cell.model.n_layer for cell in series.cells])
+    for cell, size, loss in zip(series.cells, series.sizes, series.losses, strict=True):
+        if labels and cell.model.n_layer in labelled and cell.seed == first.seed:
+            label_point(axes, f"{cell.model.n_layer}L", size, loss, colour(cell))
+
+
+def published_ladder(study: Study) -> Figure | None:
+    """Our models beside the paper's own ladder."""
+    shown = [cell for cell in study.cells if cell.val_loss is not None]
+    if not shown:
+        return None
+    axes_shown = list(AXES)[:2]
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(axes_shown), 2, 2.9, titles=False, sharey=True)
+        for axes, axis in zip(panels, axes_shown, strict=True):
+            sizes = [AXES[axis](cell) for cell in shown]
+            for architecture, losses in published.LOSS.items():
+                sizes += _published_series(canvas, axes, architecture, losses, axis)
+            for series in all_series(study, axis):
+                _size_series(canvas, axes, study, series, labels=False)
+            log_axis(axes, sizes)
+            axes.set_xlabel(axis)
+        panels[0].set_ylabel("validation loss, nats a token")
+        canvas.key(drawing, panels)
+        return drawing
+
+    return Figure(
+        "published_ladder",
+        "Beside the published ladder",
+        f"Hollow marks: {published.LABEL}, trained on the Pile for up to 157 billion tokens, losses read off its figure. "
+        "Other text, other amounts of training and another context length move a loss; compare slopes and gaps, not heights.",
+        "Published validation losses: "
+        + "; ".join(
+            f"{ARCHITECTURES[a]} " + ", ".join(f"{n}L {v}" for n, v in losses.items())
+            for a, losses in published.LOSS.items()
+        )
+        + ".",
+        draw,
+    )
+
+
+def _published_series(
+    canvas: Canvas, axes: Axes, architecture: str, losses: dict[int, float], axis: str
+) -> list[float]:
+    stands_for = [Cell("", {"model": published.model(architecture, n).__dict__}, {}, {}) for n in losses]
+    x = [AXES[axis](cell) for cell in stands_for]
+    shade = PALETTE[architecture]
+    axes.plot(x, list(losses.values()), color=shade, alpha=0.3, linewidth=1, linestyle=(0, (4, 3)))
+    tips = [
+        (f"{published.LABEL}, {ARCHITECTURES[architecture]} {n}L: {loss:.2f}", "#fig-published_ladder")
+        for n, loss in losses.items()
+    ]
+    name = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
+    canvas.marks(axes, x, list(losses.values()), tips, **hollow(architecture), label=name)
+    return x
+
+
+def hollow(architecture: str) -> dict[str, Any]:
+    """Style of a published mark."""
+    shape = "o" if architecture == "crate" else "s"
+    return {
+        "marker": shape,
+        "markerfacecolor": "none",
+        "markeredgecolor": PALETTE[architecture],
+        "markeredgewidth": 1.1,
     }
-    canvas.marks(axes, x, y, tips, **style)
 
 
-def _log_size_axis(axes: Axes, sizes: Sequence[float]) -> None:
-    """A log axis with ticks that people can read, also where it spans less than a decade."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+def domains(study: Study, rows: Rows) -> Figure | None:
+    """Loss by domain, a mark a model."""
+    names = sorted({row["domain"] for row in rows})
+    if len(names) < 2:
+        return None
 
-    low, high = min(sizes), max(sizes)
-    axes.set_xscale("log")
-    room = max((high / low) ** 0.08, 1.03)
-    axes.set_xlim(low / room, high * room)
-    axes.xaxis.set_major_locator(FixedLocator(log_ticks(low / room, high * room)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: amount(value))
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(1, 1, 0.8 + 0.34 * len(names), titles=False)
+        axes = panels[0]
+        drawing.subplots_adjust(left=1.5 / canvas.width)
+        for cell in study.cells:
+            own = {row["domain"]: row["loss"] for row in rows if row["cell"] == cell.name}
+            x, y = list(own.values()), [len(names) - 1 - names.index(name) for name in own]
+            tips = [(f"{cell.name}, {name}: {loss:.3f} nats", link_to(cell)) for name, loss in own.items()]
+            label = cell.series if strength(study, cell) == 1.0 else None
+            canvas.marks(
+                axes, x, y, tips, **marker(study, cell), alpha=strength(study, cell), markeredgewidth=0, label=label
+            )
+        axes.set_yticks(range(len(names)), list(reversed(names)))
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlabel("validation loss, nats a token")
+        canvas.key(drawing, panels)
+        return drawing
+
+    said = "; ".join(f"{row['cell']} {row['domain']} {row['loss']:.3f}" for row in rows)
+    return Figure(
+        "domains",
+        "Loss by domain",
+        "Every mark is one model; deeper models are darker.",
+        f"Validation loss by domain: {said}.",
+        draw,
+    )
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers within a range."""
-    for mantissas in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        tuple(np.arange(1, 10, 0.5)),
-        tuple(np.arange(1, 10, 0.1)),
-    ):
-        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-        found = [float(m) * 10.0**d for d in decades for m in mantissas if low <= float(m) * 10.0**d <= high]
-        if len(found) >= 3:
-            step = -(-len(found) // 6)
-            return found[::step]
-    return [low, high]
+def ablations(study: Study) -> list[Figure]:
+    """One figure for each numeric setting that the sweep varies: final loss against it."""
+    found = []
+    for key in sorted({key for variant in study.variants for key in variant}):
+        cells = [
+            cell for cell in study.cells if cell.val_loss is not None and isinstance(cell.variant.get(key), int | float)
+        ]
+        if len({cell.variant[key] for cell in cells}) > 1:
+            found.append(_ablation(study, key, cells))
+    return found
+
+
+def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
+    name = key.rpartition(".")[2]
+    lines: dict[tuple[str, int, int], list[Cell]] = {}
+    for cell in cells:
+        lines.setdefault((cell.architecture, cell.model.n_layer, cell.model.d_model), []).append(cell)
+    architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
+        for axes, architecture in zip(panels, architectures, strict=True):
+            for (own, depth, _), line in lines.items():
+                if own == architecture:
+                    line = sorted(line, key=lambda cell: cell.variant[key])
+                    x, y = [cell.variant[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
+                    axes.plot(x, y, color=PALETTE[own], alpha=strength(study, line[0]))
+                    tips = [
+                        (f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.variant[key]:g}", link_to(cell))
+                        for cell in line
+                    ]
+                    canvas.marks(axes, x, y, tips, marker="o", color=PALETTE[own], alpha=strength(study, line[0]))
+                    label_point(axes, f"{depth}L", x[-1], y[-1], PALETTE[own])
+            values = [cell.variant[key] for cell in cells]
+            if min(values) > 0 and max(values) / min(values) >= 3:
+                log_axis(axes, values)
+            axes.set_title(ARCHITECTURES[architecture])
+            axes.set_xlabel(name)
+        panels[0].set_ylabel("validation loss, nats a token")
+        return drawing
+
+    said = "; ".join(f"{cell.name} {cell.val_loss:.3f}" for cell in cells)
+    return Figure(
+        f"ablation_{key.replace('.', '_')}",
+        f"Loss against {name}",
+        f"What else the sweep varies: {key}. One line a depth.",
+        f"Validation loss against {key}: {said}.",
+        draw,
+    )

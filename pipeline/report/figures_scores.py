@@ -1,45 +1,61 @@
-"""Figures of interpretability: scores by layer and by depth, and how sparse the neurons are."""
+"""Figures of interpretability: scores by layer, by depth, against loss and training, and how many neurons they speak of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.figures_loss import link_to
+from pipeline.report import published
+from pipeline.report.figures_loss import hollow
+from pipeline.report.looks import colour, dashes, end_labels, label_point, link_to, log_axis, marker, strength
 from pipeline.report.study import ARCHITECTURES, Cell, Study
-from pipeline.report.style import MARKERS, PALETTE, Canvas, Figure
+from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BARS_UP_TO = 3  # layers: shallower models are drawn as bars, as the paper does
+OUTCOMES = {
+    "n_scored": ("scored", "accent"),
+    "n_silent": ("silent", "rule"),
+    "n_constant_prediction": ("constant prediction", "crate-soft"),
+    "n_unparsed": ("unparsed", "gpt2-soft"),
+    "n_refused": ("refused", "lost"),
+    "n_over_budget": ("over budget", "muted"),
+}
 Rows = Sequence[dict[str, Any]]
+
+
+def metrics_of(rows: Rows) -> list[str]:
+    return [metric for metric in METRICS if any(row["metric"] == metric for row in rows)]
 
 
 def layer_panels(study: Study, rows: Rows) -> list[Figure]:
     """One figure a metric: a panel a depth, scores by layer, error bars a tenth of the neurons' standard deviation."""
-    metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in rows)]
-    return [_layer_panels(study, [row for row in rows if row["metric"] == metric], metric) for metric in metrics]
+    return [
+        _layer_panels(study, [row for row in rows if row["metric"] == metric], metric) for metric in metrics_of(rows)
+    ]
 
 
 def _layer_panels(study: Study, rows: Rows, metric: str) -> Figure:
-    by_name = {cell.name: cell for cell in study.cells}
-    depths = sorted({by_name[row["cell"]].model.n_layer for row in rows}, reverse=True)
+    depths = sorted({study.by_name[row["cell"]].model.n_layer for row in rows}, reverse=True)
     deep, shallow = [d for d in depths if d > BARS_UP_TO], [d for d in reversed(depths) if d <= BARS_UP_TO]
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(deep) + len(shallow), 3, 2.7, sharey=True)
+        drawing, panels = canvas.grid(len(depths), 3, 2.6, sharey=True)
         for axes, depth in zip(panels, deep + shallow, strict=True):
-            own = [row for row in rows if by_name[row["cell"]].model.n_layer == depth]
-            (_bars if depth in shallow else _lines)(canvas, axes, own, by_name)
+            own = [row for row in rows if study.by_name[row["cell"]].model.n_layer == depth]
+            shifts = (_bars if depth in shallow else _lines)(canvas, axes, study, own)
+            _published_layers(canvas, axes, metric, depth, shifts)
             axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
             axes.set_title(f"{depth} layer{'s' if depth > 1 else ''}")
             axes.set_xticks(range(depth), [str(layer) for layer in range(depth)])
+            axes.set_xlim(-0.6, depth - 0.4)
             axes.grid(axis="x", visible=False)
             axes.set_xlabel("layer")
-            axes.set_ylabel("score times 100")
-        panels[0].legend(loc="best")
+        panels[0].set_ylabel("score times 100")
+        canvas.key(drawing, panels)
         return drawing
 
     said = "; ".join(
@@ -50,24 +66,21 @@ def _layer_panels(study: Study, rows: Rows, metric: str) -> Figure:
     return Figure(
         f"layers_{metric}",
         f"Scores by layer: {METRICS[metric]}",
-        f"Mean {METRIC_NOTES[metric]}, times 100. Error bars are a tenth of the neurons' standard deviation, as in the paper.",
-        f"{METRICS[metric]} scores times 100 by layer. {said}.",
+        f"Mean {METRIC_NOTES[metric]}, times 100. Error bars are a tenth of the neurons' standard deviation, as in the paper. "
+        f"Hollow marks: {published.LABEL}, with LLM judges.",
+        f"{METRICS[metric]} scores times 100 by layer: {said}.",
         draw,
     )
 
 
-def _series(rows: Rows, by_name: dict[str, Cell]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _series(study: Study, rows: Rows) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Rows by what is drawn as one line or bar: series of cells, and family."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["mean"] is not None:
-            found.setdefault((by_name[row["cell"]].series, row["family"]), []).append(row)
-    order = {cell.series: index for index, cell in enumerate(by_name.values())}
+            found.setdefault((study.by_name[row["cell"]].series, row["family"]), []).append(row)
+    order = {cell.series: index for index, cell in enumerate(study.cells)}
     return dict(sorted(found.items(), key=lambda item: (item[0][1], order[item[0][0]])))
-
-
-def _colour(cell: Cell, family: str) -> str:
-    return PALETTE[cell.architecture if family == "code" else f"{cell.architecture}-soft"]
 
 
 def _label(series: str, family: str) -> str:
@@ -80,89 +93,110 @@ def _tip(row: dict[str, Any], cell: Cell) -> tuple[str, str]:
     return f"{said}, {row['n_scored']} of {row['n_neurons']} scored", link_to(cell)
 
 
-def _lines(canvas: Canvas, axes: Axes, rows: Rows, by_name: dict[str, Cell]) -> None:
-    for (series, family), own in _series(rows, by_name).items():
-        cell = by_name[own[0]["cell"]]
+def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, float]:
+    """Draw lines over layers; how far from the layer each architecture's marks stand: not at all."""
+    for (series, family), own in _series(study, rows).items():
+        cell = study.by_name[own[0]["cell"]]
         x, y = [row["layer"] for row in own], [100 * row["mean"] for row in own]
-        colour = _colour(cell, family)
-        axes.plot(x, y, color=colour, alpha=0.6)
-        axes.errorbar(x, y, [10 * (row["std"] or 0) for row in own], fmt="none", ecolor=colour, alpha=0.5, linewidth=1)
-        tips = [_tip(row, by_name[row["cell"]]) for row in own]
-        canvas.marks(axes, x, y, tips, marker=MARKERS[cell.architecture], color=colour, label=_label(series, family))
-
-
-def _bars(canvas: Canvas, axes: Axes, rows: Rows, by_name: dict[str, Cell]) -> None:
-    series = _series(rows, by_name)
-    width = 0.8 / max(1, len(series))
-    for place, ((name, family), own) in enumerate(series.items()):
-        cell = by_name[own[0]["cell"]]
-        x = [row["layer"] + (place - (len(series) - 1) / 2) * width for row in own]
-        y = [100 * row["mean"] for row in own]
-        axes.bar(x, y, 0.92 * width, color=_colour(cell, family), label=_label(name, family))
-        axes.errorbar(
-            x, y, [10 * (row["std"] or 0) for row in own], fmt="none", ecolor=PALETTE["ink"], alpha=0.7, linewidth=1
+        shade = colour(cell, family)
+        axes.plot(x, y, color=shade, alpha=0.6, linestyle=dashes(study, cell), linewidth=1.5)
+        axes.errorbar(x, y, [10 * (row["std"] or 0) for row in own], fmt="none", ecolor=shade, alpha=0.5, linewidth=1)
+        tips = [_tip(row, study.by_name[row["cell"]]) for row in own]
+        canvas.marks(
+            axes, x, y, tips, **marker(study, cell) | {"color": shade}, markersize=4.5, label=_label(series, family)
         )
-        tips = [_tip(row, by_name[row["cell"]]) for row in own]
-        canvas.marks(axes, x, y, tips, marker="o", color=PALETTE["ink"], markersize=2.5)
+    return {}
+
+
+def _bars(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, float]:
+    """Draw bars around each layer; how far from the layer each architecture's first bar of neurons stands."""
+    series = _series(study, rows)
+    width = 0.84 / max(1, len(series))
+    shifts: dict[str, float] = {}
+    for place, ((name, family), own) in enumerate(series.items()):
+        shift = (place - (len(series) - 1) / 2) * width
+        if family == "code":
+            shifts.setdefault(study.by_name[own[0]["cell"]].architecture, shift)
+        x = [row["layer"] + shift for row in own]
+        y = [100 * row["mean"] for row in own]
+        shade = colour(study.by_name[own[0]["cell"]], family)
+        axes.bar(x, y, 0.9 * width, color=shade, label=_label(name, family))
+        axes.errorbar(
+            x, y, [10 * (r["std"] or 0) for r in own], fmt="none", ecolor=PALETTE["ink"], alpha=0.55, linewidth=1
+        )
+        tips = [_tip(row, study.by_name[row["cell"]]) for row in own]
+        canvas.marks(axes, x, y, tips, marker="o", color=PALETTE["ink"], alpha=0.7, markersize=2.6)
+    return shifts
+
+
+def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shifts: dict[str, float]) -> None:
+    """The paper's layer scores of models of this depth, as its figure shows them, at our models' places."""
+    for architecture in ARCHITECTURES:
+        y = published.plotted(metric, architecture, depth)
+        if y:
+            x = [layer + shifts.get(architecture, 0.0) for layer in range(len(y))]
+            said = f"{published.LABEL}, {ARCHITECTURES[architecture]} {depth}L"
+            tips = [(f"{said} layer {layer}: {value}", f"#fig-layers_{metric}") for layer, value in enumerate(y)]
+            style = hollow(architecture) | ({"markerfacecolor": PALETTE["paper"]} if shifts else {})
+            label = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
+            canvas.marks(axes, x, list(y), tips, **style, markersize=5, label=label, zorder=5)
 
 
 def means_by_depth(study: Study, rows: Rows) -> Figure | None:
-    """Each metric's mean over layers against depth; the band is one standard deviation over layers."""
-    by_name = {cell.name: cell for cell in study.cells}
+    """Each metric's mean over layers against depth."""
     rows = [row for row in rows if row["mean"] is not None and row["family"] == "code"]
-    metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in rows)]
+    metrics = metrics_of(rows)
     if not metrics:
         return None
+    depths = sorted({study.by_name[row["cell"]].model.n_layer for row in rows})
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(metrics), 3, 3.2, sharey=True)
+        drawing, panels = canvas.grid(len(metrics), 3, 3.1, sharey=True)
         for axes, metric in zip(panels, metrics, strict=True):
             own = [row for row in rows if row["metric"] == metric]
             for name in dict.fromkeys(cell.series for cell in study.cells):
-                _mean_series(canvas, axes, [row for row in own if by_name[row["cell"]].series == name], by_name)
+                _mean_series(canvas, axes, study, [row for row in own if study.by_name[row["cell"]].series == name])
+            _published_means(canvas, axes, metric, depths)
             axes.set_title(METRICS[metric])
             axes.set_xlabel("layers")
-            axes.set_xticks(sorted({by_name[row["cell"]].model.n_layer for row in own}))
+            axes.set_xticks(depths)
         panels[0].set_ylabel("mean score times 100")
-        panels[0].legend(loc="best")
+        canvas.key(drawing, panels)
         return drawing
 
-    said = "; ".join(f"{row['cell']} {METRICS[row['metric']]} {points(row['mean'])}" for row in rows)
+    said = "; ".join(
+        f"{r['cell']} {METRICS[r['metric']]} {points(r['mean'])}, variance over layers {1e4 * r['variance']:.2f}"
+        for r in rows
+    )
     return Figure(
         "means_by_depth",
         "Interpretability against depth",
-        "Mean over all layers; thick bars are 95 % intervals over neurons, thin ones one standard deviation over layers.",
+        "Mean over all layers. Thick bars: 95 % bootstrap interval over neurons. Thin bars: one standard deviation over layers, "
+        f"the square root of the variance in the table. Hollow marks: {published.LABEL}, with LLM judges and without the last "
+        "layer of its deep models.",
         f"Mean scores times 100: {said}.",
         draw,
     )
 
 
-def _mean_series(canvas: Canvas, axes: Axes, rows: Rows, by_name: dict[str, Cell]) -> None:
+def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
     if not rows:
         return
-    rows = sorted(rows, key=lambda row: by_name[row["cell"]].model.n_layer)
-    cell = by_name[rows[0]["cell"]]
-    shift = -0.06 if cell.architecture == "crate" else 0.06
-    x = [by_name[row["cell"]].model.n_layer + shift for row in rows]
-    y, colour = [100 * row["mean"] for row in rows], PALETTE[cell.architecture]
-    axes.plot(x, y, color=colour, alpha=0.45)
+    rows = sorted(rows, key=lambda row: study.by_name[row["cell"]].model.n_layer)
+    cell = study.by_name[rows[0]["cell"]]
+    shift = -0.05 if cell.architecture == "crate" else 0.05
+    x = [study.by_name[row["cell"]].model.n_layer + shift for row in rows]
+    y, shade = [100 * row["mean"] for row in rows], colour(cell)
+    axes.plot(x, y, color=shade, alpha=0.45, linewidth=1.5, linestyle=dashes(study, cell))
     axes.errorbar(
-        x, y, [100 * row["variance"] ** 0.5 for row in rows], fmt="none", ecolor=colour, linewidth=1, alpha=0.7
+        x, y, [100 * row["variance"] ** 0.5 for row in rows], fmt="none", ecolor=shade, linewidth=1, alpha=0.7
     )
     low = [100 * (row["mean"] - row["low"]) for row in rows]
     high = [100 * (row["high"] - row["mean"]) for row in rows]
-    axes.errorbar(x, y, [low, high], fmt="none", ecolor=colour, linewidth=3.2, alpha=0.55)
+    axes.errorbar(x, y, [low, high], fmt="none", ecolor=shade, linewidth=3.4, alpha=0.5)
     tips = [_mean_tip(row) for row in rows]
-    canvas.marks(
-        axes,
-        x,
-        y,
-        tips,
-        marker=MARKERS[cell.architecture],
-        color=colour,
-        markeredgecolor=PALETTE["paper"],
-        label=cell.series,
-    )
+    style = marker(study, cell) | {"markeredgecolor": PALETTE["paper"], "markeredgewidth": 0.8, "label": cell.series}
+    canvas.marks(axes, x, y, tips, **style)
 
 
 def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
@@ -173,51 +207,212 @@ def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def sparsity(study: Study, rows: Rows) -> Figure | None:
-    """Share of tokens on which a neuron fires, by layer."""
-    if not rows:
+def _published_means(canvas: Canvas, axes: Axes, metric: str, depths: Sequence[int]) -> None:
+    """The paper's means at the depths that this sweep has."""
+    for architecture, table in published.TABLE[metric].items():
+        x = [depth for depth in depths if depth in table]
+        if x:
+            said = f"{published.LABEL}, {ARCHITECTURES[architecture]}"
+            tips = [(f"{said} {n}L: mean {table[n][0]}, variance {table[n][1]}", "#fig-means_by_depth") for n in x]
+            label = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
+            canvas.marks(axes, x, [table[n][0] for n in x], tips, **hollow(architecture), label=label)
+
+
+def against_loss(study: Study, rows: Rows) -> Figure | None:
+    """Mean score against validation loss: does a better model read better?"""
+    cells = {cell.name: cell.val_loss for cell in study.cells if cell.val_loss is not None}
+    return _against(
+        study,
+        [row for row in rows if row["cell"] in cells],
+        "scores_against_loss",
+        "Interpretability against loss",
+        "Better models are to the left.",
+        "validation loss, nats a token",
+        lambda cell: float(cell.val_loss or 0),
+        lambda cell: cell.series,
+        logarithmic=False,
+    )
+
+
+def against_tokens(study: Study, rows: Rows) -> Figure | None:
+    """Mean score against training tokens, where a sweep varies them."""
+    if max(c.train_tokens for c in study.cells) < 1.5 * min(c.train_tokens for c in study.cells):
         return None
-    by_name = {cell.name: cell for cell in study.cells}
-    architectures = [a for a in study.architectures if any(by_name[row["cell"]].architecture == a for row in rows)]
+    return _against(
+        study,
+        rows,
+        "scores_against_tokens",
+        "Interpretability against training",
+        "One line a depth.",
+        "training tokens",
+        lambda cell: float(cell.train_tokens),
+        lambda cell: f"{cell.architecture}-{cell.model.n_layer}-{cell.model.d_model}",
+        logarithmic=True,
+    )
+
+
+def _against(
+    study: Study,
+    rows: Rows,
+    name: str,
+    title: str,
+    caption: str,
+    axis: str,
+    value_of: Callable[[Cell], float],
+    line_of: Callable[[Cell], str],
+    logarithmic: bool,
+) -> Figure | None:
+    rows = [row for row in rows if row["mean"] is not None and row["family"] == "code"]
+    metrics = metrics_of(rows)
+    if not metrics or len({row["cell"] for row in rows}) < 2:
+        return None
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 2.8, sharey=True)
-        for axes, architecture in zip(panels, architectures, strict=True):
-            for cell in study.of(architecture):
-                own = [row for row in rows if row["cell"] == cell.name]
-                if not own:
-                    continue
-                x, y = [row["layer"] for row in own], [100 * row["active"] for row in own]
-                alpha = 0.35 + 0.65 * (study.depths.index(cell.model.n_layer) + 1) / len(study.depths)
-                axes.plot(x, y, color=PALETTE[architecture], alpha=alpha)
+        drawing, panels = canvas.grid(len(metrics), 3, 2.8, sharey=True)
+        for axes, metric in zip(panels, metrics, strict=True):
+            lines: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
+            for row in (row for row in rows if row["metric"] == metric):
+                cell = study.by_name[row["cell"]]
+                lines.setdefault(line_of(cell), []).append((cell, row))
+            for line in lines.values():
+                line.sort(key=lambda pair: value_of(pair[0]))
+                x, y = [value_of(cell) for cell, _ in line], [100 * row["mean"] for _, row in line]
+                first = line[0][0]
+                axes.plot(x, y, color=colour(first), alpha=0.35, linewidth=1.3, linestyle=dashes(study, first))
                 tips = [
-                    (f"{cell.name} layer {a}: a neuron fires on {b:.1f} % of tokens", link_to(cell))
-                    for a, b in zip(x, y, strict=True)
+                    (f"{cell.name}: {points(row['mean'])} at {axis} {value_of(cell):.4g}", link_to(cell))
+                    for cell, row in line
                 ]
-                canvas.marks(axes, x, y, tips, marker=MARKERS[architecture], color=PALETTE[architecture], alpha=alpha)
-                axes.annotate(
-                    f"{cell.model.n_layer}L",
-                    (x[-1], y[-1]),
-                    (6, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                    color=PALETTE[architecture],
+                canvas.marks(
+                    axes, x, y, tips, **marker(study, first), markersize=5, label=ARCHITECTURES[first.architecture]
                 )
-            axes.set_title(ARCHITECTURES[architecture])
-            axes.set_xticks(sorted({row["layer"] for row in rows}))
-            axes.set_xlabel("layer")
-            axes.set_ylim(bottom=0)
-            axes.margins(x=0.12)
-        panels[0].set_ylabel("active neurons a token, %")
+                for (cell, _), a, b in zip(line, x, y, strict=True):
+                    if len(study.depths) <= 6:
+                        label_point(axes, f"{cell.model.n_layer}L", a, b, colour(cell))
+            if logarithmic:
+                log_axis(axes, [value_of(study.by_name[row["cell"]]) for row in rows])
+            axes.margins(x=0.1)
+            axes.set_title(METRICS[metric])
+            axes.set_xlabel(axis)
+        panels[0].set_ylabel("mean score times 100")
+        canvas.key(drawing, panels)
         return drawing
 
-    said = "; ".join(f"{row['cell']} layer {row['layer']} {100 * row['active']:.1f} %" for row in rows)
+    said = "; ".join(f"{r['cell']} {METRICS[r['metric']]} {points(r['mean'])}" for r in rows)
+    return Figure(name, title, caption, f"Mean scores times 100 against {axis}: {said}.", draw)
+
+
+def coverage(study: Study, rows: Rows) -> Figure | None:
+    """What became of every neuron: scored, or why not."""
+    rows = [row for row in rows if row["family"] == "code"]
+    metrics = metrics_of(rows)
+    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
+    if not names:
+        return None
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(metrics), 3, 0.95 + 0.27 * len(names), narrow_columns=1, sharey=True)
+        drawing.subplots_adjust(left=(0.3 + 0.075 * max(map(len, names))) / canvas.width)
+        for axes, metric in zip(panels, metrics, strict=True):
+            shares = _outcome_shares(rows, metric, names)
+            left = [0.0] * len(names)
+            for column, (label, shade) in OUTCOMES.items():
+                values = [100 * shares[name][column] for name in names]
+                if any(any(share[column] for share in _outcome_shares(rows, m, names).values()) for m in metrics):
+                    axes.barh(range(len(names)), values, 0.7, left=left, color=PALETTE[shade], label=label)
+                left = [a + b for a, b in zip(left, values, strict=True)]
+            tips = [(f"{name}: {100 * shares[name]['n_scored']:.1f} % scored", f"#cell-{name}") for name in names]
+            scored = [100 * shares[name]["n_scored"] for name in names]
+            canvas.marks(axes, scored, list(range(len(names))), tips, marker="|", color=PALETTE["ink"], markersize=7)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_xlim(0, 100)
+            axes.grid(axis="y", visible=False)
+            axes.set_title(METRICS[metric])
+            axes.set_xlabel("neurons, %")
+        canvas.key(drawing, panels)
+        return drawing
+
+    said = "; ".join(
+        f"{n} {METRICS[m]} {100 * _outcome_shares(rows, m, names)[n]['n_scored']:.1f} %" for m in metrics for n in names
+    )
     return Figure(
+        "coverage",
+        "Coverage: what became of every neuron",
+        "A mean speaks of the scored neurons only. A silent neuron fires on none of its excerpts, a constant prediction has no "
+        "correlation; neither is a zero.",
+        f"Share of neurons with a score: {said}.",
+        draw,
+    )
+
+
+def _outcome_shares(rows: Rows, metric: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    found = {}
+    for name in names:
+        own = [row for row in rows if row["cell"] == name and row["metric"] == metric]
+        total = sum(row["n_neurons"] for row in own) or 1
+        found[name] = {column: sum(row[column] for row in own) / total for column in OUTCOMES}
+    return found
+
+
+def sparsity(study: Study, rows: Rows) -> Figure | None:
+    """Share of tokens on which a neuron fires, by layer."""
+    return by_layer(
+        study,
+        rows,
         "sparsity",
         "Sparsity of the code, by layer",
         "Mean share of a layer's neurons that are above zero at a token. Random-only scores punish dense neurons by "
         "construction: compare them at equal sparsity.",
-        f"Share of neurons above zero at a token: {said}.",
-        draw,
+        "active neurons a token, %",
+        lambda row: 100 * row["active"],
     )
+
+
+def by_layer(
+    study: Study,
+    rows: Rows,
+    name: str,
+    title: str,
+    caption: str,
+    axis: str,
+    value_of: Callable[[dict[str, Any]], float],
+) -> Figure | None:
+    """A value of every layer, a panel an architecture, a line a model."""
+    architectures = [
+        a for a in study.architectures if any(study.by_name[row["cell"]].architecture == a for row in rows)
+    ]
+    if not architectures:
+        return None
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(architectures), 2, 2.8, legend=False, sharey=True)
+        for axes, architecture in zip(panels, architectures, strict=True):
+            ends = []
+            for cell in study.of(architecture):
+                own = [row for row in rows if row["cell"] == cell.name]
+                if own:
+                    x, y = [row["layer"] for row in own], [value_of(row) for row in own]
+                    ends.append(_layer_line(canvas, axes, study, cell, x, y, axis))
+            axes.set_title(ARCHITECTURES[architecture])
+            axes.set_xticks(sorted({row["layer"] for row in rows}))
+            axes.set_xlabel("layer")
+            axes.margins(x=0.1)
+            axes.set_ylim(bottom=0)
+            end_labels(axes, ends)
+        panels[0].set_ylabel(axis)
+        return drawing
+
+    said = "; ".join(f"{row['cell']} layer {row['layer']} {value_of(row):.3g}" for row in rows)
+    return Figure(name, title, caption, f"{axis}: {said}.", draw)
+
+
+def _layer_line(
+    canvas: Canvas, axes: Axes, study: Study, cell: Cell, x: list[int], y: list[float], axis: str
+) -> tuple[float, float, str, str]:
+    """Draw a model's line; its end, with the label that belongs there."""
+    alpha = strength(study, cell)
+    axes.plot(x, y, color=colour(cell), alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
+    tips = [(f"{cell.name} layer {a}: {b:.3g} ({axis})", link_to(cell)) for a, b in zip(x, y, strict=True)]
+    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=4.5)
+    return x[-1], y[-1], f"{cell.model.n_layer}L", colour(cell)

@@ -91,7 +91,7 @@ def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
         tone = steadier.lower().replace("-", "")
         found.append(
             Finding(
-                f"{variances[0]:.1f} : {variances[1]:.1f}", "variance over layers, CRATE : GPT-2", plain, cells, tone
+                f"{variances[0]:.2g} : {variances[1]:.2g}", "variance over layers, CRATE : GPT-2", plain, cells, tone
             )
         )
     return found
@@ -103,9 +103,10 @@ def _against_unigram(study: Study) -> Finding | None:
         return None
     below = [cell for cell in losses if float(cell.val_loss or 0) < study.unigram_entropy]
     tokens = [cell.train_tokens for cell in losses]
+    saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
     plain = (
         f"{len(below)} of {len(losses)} models end below the unigram entropy of the validation text, "
-        f"{study.unigram_entropy:.3f} nats: they use context. They saw {amount(min(tokens))} to {amount(max(tokens))} tokens."
+        f"{study.unigram_entropy:.3f} nats: they use context. They saw {saw} tokens."
     )
     return Finding(
         f"{len(below)} / {len(losses)}",

@@ -112,6 +112,19 @@ class Study:
         return [name for name in ARCHITECTURES if self.of(name)]
 
     @cached_property
+    def variants(self) -> list[dict[str, Any]]:
+        """The different values of what varies beside shape and seed; most sweeps have one, the empty one."""
+        found: list[dict[str, Any]] = []
+        for cell in self.cells:
+            if cell.variant not in found:
+                found.append(cell.variant)
+        return found
+
+    @cached_property
+    def by_name(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
+
+    @cached_property
     def depths(self) -> list[int]:
         return sorted({cell.model.n_layer for cell in self.cells})
 

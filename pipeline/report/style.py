@@ -29,9 +29,11 @@ PALETTE = {
     "muted": "#66707f",
     "rule": "#d9dee5",
     "accent": "#0f766e",
+    "lost": "#a11226",
     "paper": "#fefefe",
 }
-MARKERS = {"crate": "o", "gpt2": "s"}
+MARKERS = {"crate": "o^Dv<>", "gpt2": "sPXphd"}  # by architecture, one a variant
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 WIDE, NARROW = 9.2, 4.1  # inches; the page's column, and a phone's
 DPI = 160
 RC: dict[Any, Any] = {
@@ -85,28 +87,61 @@ class Canvas:
         return WIDE if self.wide else NARROW
 
     def grid(
-        self, n_panels: int, columns: int, row_height: float = 2.9, narrow_columns: int = 1, **kwargs: Any
+        self,
+        n_panels: int,
+        columns: int,
+        row_height: float = 2.9,
+        *,
+        narrow_columns: int = 1,
+        legend: bool = True,
+        titles: bool = True,
+        **kwargs: Any,
     ) -> tuple[Drawing, list[Axes]]:
-        """A drawing with so many panels: `columns` beside each other where it is wide, `narrow_columns` on a phone."""
+        """A drawing with so many panels: `columns` beside each other where it is wide, `narrow_columns` on a phone.
+
+        With `legend`, room is left above the panels for `key`; with `titles`, for a title a panel.
+        """
         from matplotlib.figure import Figure as Drawing
 
         n_columns = min(n_panels, columns if self.wide else narrow_columns)
         n_rows = -(-n_panels // n_columns)
-        height = n_rows * row_height
+        above = (0.30 if self.wide else 0.55) * legend + (0.32 if titles else 0.1)
+        height = n_rows * row_height + above
         drawing = Drawing(figsize=(self.width, height))
-        axes = drawing.subplots(n_rows, n_columns, squeeze=False, **kwargs)
-        for spare in axes.flat[n_panels:]:
+        panels = drawing.subplots(n_rows, n_columns, squeeze=False, **kwargs)
+        for spare in panels.flat[n_panels:]:
             spare.remove()
-        left, right = (0.62 if self.wide else 0.6) / self.width, 1 - 0.12 / self.width
+        width = self.width / n_columns
         drawing.subplots_adjust(
-            left=left,
-            right=right,
-            top=1 - 0.36 / height,
+            left=0.56 / self.width,
+            right=1 - 0.10 / self.width,
+            top=1 - above / height,
             bottom=0.52 / height,
-            wspace=0.62 / (self.width / n_columns),
-            hspace=1.0 / row_height,
+            wspace=0.52 / (width - 0.52),
+            hspace=0.92 / (row_height - 0.92),
         )
-        return drawing, list(axes.flat[:n_panels])
+        return drawing, list(panels.flat[:n_panels])
+
+    def key(self, drawing: Drawing, panels: Sequence[Axes]) -> None:
+        """One legend for all panels, in a row above them."""
+        found: dict[str, Any] = {}
+        for axes in panels:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                found.setdefault(label, handle)
+        columns = 6 if self.wide else 2
+        left = 0.56 / self.width
+        drawing.legend(
+            list(found.values()),
+            list(found),
+            loc="upper left",
+            bbox_to_anchor=(left, 1.0),
+            ncols=columns,
+            borderpad=0,
+            borderaxespad=0.2,
+            columnspacing=1.6,
+            handletextpad=0.5,
+            handlelength=1.5,
+        )
 
     def marks(
         self, axes: Axes, x: Sequence[float], y: Sequence[float], tips: Sequence[tuple[str, str]], **kwargs: Any
@@ -114,7 +149,7 @@ class Canvas:
         """Markers whose hover texts and links are `tips`."""
         gid = f"marks-{len(self.tips)}"
         self.tips[gid] = list(tips)
-        (line,) = axes.plot(x, y, linestyle="none", **kwargs)
+        (line,) = axes.plot(x, y, linestyle="none", clip_on=False, **kwargs)
         line.set_gid(gid)
 
 

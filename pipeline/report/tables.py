@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import evaluation, saes, steering
 from pipeline.artifacts.checkpoint import read_curve
 from pipeline.artifacts.scores import Scores, family_of
+from pipeline.report.scaling import fit_rows, offset_rows
 from pipeline.report.study import Cell, Study
 
 Rows = list[dict[str, Any]]
@@ -25,6 +26,8 @@ def all_tables(study: Study) -> Tables:
     """Every table by name; one without rows is left out."""
     tables: Tables = {
         "cells": [cell_row(cell) for cell in study.cells],
+        "fits": fit_rows(study),
+        "offsets": offset_rows(study),
         "curves": _each(study, "pretrain", curve_rows),
         "domains": _each(study, "evaluate", lambda cell, made: evaluation.read_domains(made).to_pylist()),
         "next_words": _each(study, "evaluate", next_word_rows),

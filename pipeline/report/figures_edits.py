@@ -1,0 +1,102 @@
+"""Figures of what is done to neurons: steering at several doses, and sparse autoencoders in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.looks import colour, label_point, link_to, marker
+from pipeline.report.study import Study
+from pipeline.report.style import PALETTE, Canvas, Figure
+
+Rows = Sequence[dict[str, Any]]
+
+
+def steering_doses(study: Study, rows: Rows) -> Figure | None:
+    """How far the next-word distribution moves when a neuron is set to multiples of its value, and under controls."""
+    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
+    if not names:
+        return None
+    panels_of = {"kl": "KL from the plain model, nats", "probability": "probability of the promoted tokens"}
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(panels_of), 2, 2.8, titles=False)
+        for axes, (column, label) in zip(panels, panels_of.items(), strict=True):
+            for name in names:
+                cell = study.by_name[name]
+                for role, line in (("steered", "solid"), ("control", (0, (1.2, 1.6)))):
+                    means = dose_means([row for row in rows if row["cell"] == name and row["role"] == role], column)
+                    if means:
+                        x, y = list(means), list(means.values())
+                        axes.plot(x, y, color=colour(cell), linestyle=line, alpha=0.8, linewidth=1.5)
+                        tips = [(f"{name}, {role}, dose {a:g}: {b:.3g}", link_to(cell)) for a, b in means.items()]
+                        said = cell.series if role == "steered" else f"{cell.series}, control neurons"
+                        size = 4.5 if role == "steered" else 3
+                        canvas.marks(axes, x, y, tips, **marker(study, cell), markersize=size, label=said)
+            axes.set_xlabel("dose, times the edit's value")
+            axes.set_ylabel(label)
+        canvas.key(drawing, panels)
+        return drawing
+
+    return Figure(
+        "steering_doses",
+        "Steering, dose by dose",
+        "Mean over the edited neurons of each model. Control: other neurons of the same layer, set to the same value.",
+        "Divergence of the next-word distribution under steering, by dose: "
+        + "; ".join(
+            f"{name} {role} dose {dose:g} {value:.3g}"
+            for name in names
+            for role in ("steered", "control")
+            for dose, value in dose_means([r for r in rows if r["cell"] == name and r["role"] == role], "kl").items()
+        )
+        + ".",
+        draw,
+    )
+
+
+def dose_means(rows: Rows, column: str) -> dict[float, float]:
+    """Dose -> mean over edits."""
+    doses = sorted({row["dose"] for row in rows})
+    return {dose: float(np.mean([row[column] for row in rows if row["dose"] == dose])) for dose in doses}
+
+
+def autoencoders(study: Study, rows: Rows) -> Figure | None:
+    """What a sparse autoencoder in a layer's place costs, against how many features it uses."""
+    rows = [row for row in rows if row["recovered_mean"] is not None]
+    if len(rows) < 2:
+        return None
+    panels_of = {"recovered_mean": "loss recovered, % of mean-ablation", "unexplained": "variance unexplained, %"}
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(panels_of), 2, 2.8, titles=False)
+        for axes, (column, label) in zip(panels, panels_of.items(), strict=True):
+            for cell in study.cells:
+                own = [row for row in rows if row["cell"] == cell.name]
+                if own:
+                    x, y = [row["l0"] for row in own], [100 * row[column] for row in own]
+                    tips = [
+                        (f"{cell.name} {row['site']}: {v:.1f} at L0 {row['l0']:.1f}", link_to(cell))
+                        for row, v in zip(own, y, strict=True)
+                    ]
+                    style = marker(study, cell) | {"markeredgecolor": PALETTE["paper"], "label": cell.series}
+                    canvas.marks(axes, x, y, tips, **style)
+                    if len(rows) <= 12:
+                        label_point(axes, f"{cell.model.n_layer}L", x[-1], y[-1], colour(cell))
+            axes.set_xlabel("active features a token (L0)")
+            axes.set_ylabel(label)
+            axes.margins(0.12)
+        canvas.key(drawing, panels)
+        return drawing
+
+    said = "; ".join(
+        f"{r['cell']} {r['site']} L0 {r['l0']:.1f}, recovered {100 * r['recovered_mean']:.1f} %" for r in rows
+    )
+    return Figure(
+        "autoencoders",
+        "Sparsity against fidelity",
+        "Every mark is one autoencoder. CRATE's own code needs no reconstruction: steering it loses nothing.",
+        f"Sparse autoencoders: {said}.",
+        draw,
+    )
