@@ -106,10 +106,13 @@ COPY crate_model /app/crate_model
 COPY pipeline /app/pipeline
 COPY configs /app/configs
 COPY cluster/preflight /app/cluster/preflight
+COPY cluster/leave.py /app/cluster/leave.py
 COPY pyproject.toml /app/pyproject.toml
 WORKDIR /app
 RUN python -m compileall -q crate_model pipeline cluster \
     && python -m pipeline --help > /dev/null
+# A stopped job has this long to write its checkpoints; Ray's own answer is three seconds.
+ENV RAY_JOB_STOP_WAIT_TIME_S=110
 ENV HOME=/home/crate CRATE_GIT_SHA=${GIT_SHA} PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_DISABLE_TELEMETRY=1 \
     TORCH_EXTENSIONS_DIR=/tmp/torch_extensions TRITON_CACHE_DIR=/tmp/triton

@@ -9,6 +9,12 @@ from cluster.check.problem import Object, Problem, Problems
 
 MADE_BY_HAND = {("Secret", "crate-secrets"), ("Secret", "mlflow-secrets")}  # cluster/README.md says how
 
+VOLUMES = (
+    ("configMap", "ConfigMap", "name"),
+    ("secret", "Secret", "secretName"),
+    ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+)
+
 
 def check_references(objects: list[Object], around: list[Object]) -> Problems:
     """`around` holds what is applied before: the namespace's own objects."""
@@ -27,18 +33,16 @@ def _wanted(pod: PodTemplate) -> Iterator[tuple[str, str]]:
     if priority := pod.spec.get("priorityClassName"):
         yield "PriorityClass", priority
     for volume in pod.spec.get("volumes") or []:
-        if "configMap" in volume:
-            yield "ConfigMap", volume["configMap"].get("name")
-        if "secret" in volume:
-            yield "Secret", volume["secret"].get("secretName")
-        if "persistentVolumeClaim" in volume:
-            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"].get("claimName")
+        for field, kind, key in VOLUMES:
+            if field in volume and not volume[field].get("optional"):
+                yield kind, volume[field].get(key)
     for _, container in pod.containers():
         for source in container.get("envFrom") or []:
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
-                if field in source:
+                if field in source and not source[field].get("optional"):
                     yield kind, source[field].get("name")
         for item in container.get("env") or []:
             for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
-                if field in (item.get("valueFrom") or {}):
-                    yield kind, item["valueFrom"][field].get("name")
+                found = (item.get("valueFrom") or {}).get(field)
+                if found and not found.get("optional"):
+                    yield kind, found.get("name")
