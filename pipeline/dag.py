@@ -150,6 +150,8 @@ def _differences(own: dict[str, Any], other: dict[str, Any], above: str = "") ->
         if mine == theirs:
             continue
         name = f"{above}.{key}" if above else key
-        nested = isinstance(mine, dict) and isinstance(theirs, dict)
-        found += _differences(mine, theirs, name) if nested else [name.removeprefix("settings.")]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            found += _differences(mine, theirs, name)
+        else:
+            found.append(name.removeprefix("settings."))
     return found
