@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.progress import read_progress
+from pipeline.progress import duration, progress_text, read_progress
 
 ALIVE_SECONDS = 60  # a step that wrote no progress for so long is called quiet
 
@@ -41,8 +41,6 @@ def artifact_of(store: Store, run: str, step: str) -> Artifact:
 def show_status(store: Store, run: str) -> int:
     from rich.console import Console
     from rich.table import Table
-
-    from pipeline.watch import duration, progress_text
 
     recipes, states = planned(store, run), read_progress(store, run)
     table = Table(title=f"{run}", title_justify="left")

@@ -11,7 +11,7 @@ from rich.table import Table
 from crate_model.flops import count_parameters, six_n_flops_per_token, train_flops_per_token
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.dag import Plan, training_flops, why_made
-from pipeline.watch import amount, duration
+from pipeline.progress import amount, duration
 
 TYPICAL_UTILISATION = 0.4  # of this machine's matrix-product rate, where the store holds no measured training yet
 

@@ -74,3 +74,33 @@ def read_progress(store: Store, run_name: str) -> dict[str, ProgressState]:
     """All steps' states by step name; empty before anything has begun."""
     states = (ProgressState(**json.loads(data)) for data in store.notes(run_name, FOLDER).values())
     return {state.step: state for state in states}
+
+
+def amount(value: float) -> str:
+    """A count as people say it: 950, 12.3k, 4.56M, 157B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    minutes, seconds = divmod(rest, 60)
+    if hours >= 48:
+        return f"{hours / 24:.1f} d"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def facts_text(facts: dict[str, object]) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+
+
+def progress_text(state: ProgressState) -> str:
+    """`1.02M of 2M tokens  1.6k tokens/s  10 min left  loss 5.31`."""
+    parts = [f"{amount(state.done)} of {amount(state.total)} {state.unit}"]
+    if state.rate > 0:
+        parts += [f"{amount(state.rate)} {state.unit}/s", f"{duration(state.seconds_left)} left"]
+    return "  ".join([*parts, facts_text(state.facts)]).rstrip()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.artifacts.store import Store
-from pipeline.progress import Progress, ProgressState, read_progress
-from pipeline.watch import amount, duration, progress_text
+from pipeline.progress import Progress, ProgressState, amount, duration, progress_text, read_progress
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
