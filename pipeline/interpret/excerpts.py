@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.artifacts.tokens import TokenSplit
+
 Metric = Literal["top_and_random", "random_only", "anthropic"]
 ALL_BINS = -2
 
@@ -89,6 +91,12 @@ class LayerExcerpts:
     lengths: np.ndarray  # (neurons, excerpts) tokens; 0 where there is none
     activations: np.ndarray  # (neurons, excerpts, width) float32, padded with zeros
 
+    def of(self, rows: slice) -> LayerExcerpts:
+        """The same for some of the neurons."""
+        parts = (values[rows] for values in (self.neurons, self.starts, self.lengths, self.activations))
+        neurons, starts, lengths, activations = parts
+        return LayerExcerpts(neurons, self.column, starts, lengths, activations)
+
     def bins(self) -> list[int]:
         return sorted({bin_ for kind, bin_, _ in self.column if kind == "quantile"})
 
@@ -118,7 +126,7 @@ class Chosen:
     metric_excerpts: dict[Metric, np.ndarray]  # metric -> (excerpts,) bool over the score block
 
 
-def choose(selection: Selection, layer: LayerExcerpts, split, leakage_free: bool) -> Chosen:
+def choose(selection: Selection, layer: LayerExcerpts, split: TokenSplit, leakage_free: bool) -> Chosen:
     """Choose excerpts and read their tokens from `split` (the val TokenSplit)."""
     explain = np.concatenate([_pick(layer, pick, None) for pick in selection.explain], axis=1)
     spans = _spans(layer, explain) if leakage_free else None
@@ -167,7 +175,7 @@ def _overlaps(layer: LayerExcerpts, candidates: np.ndarray, spans: tuple[np.ndar
     return ((begin < spans[1][:, None, :]) & (spans[0][:, None, :] < end)).any(axis=2)
 
 
-def _block(layer: LayerExcerpts, columns: np.ndarray, split, cut: np.ndarray) -> Block:
+def _block(layer: LayerExcerpts, columns: np.ndarray, split: TokenSplit, cut: np.ndarray) -> Block:
     """Gather activations and tokens; excerpts with `cut` keep the token in the middle and one on each side."""
     width = layer.activations.shape[2]
     there = columns >= 0
@@ -182,7 +190,7 @@ def _block(layer: LayerExcerpts, columns: np.ndarray, split, cut: np.ndarray) ->
     return Block(np.where(mask, tokens, 0), np.where(mask, activations, 0), mask)
 
 
-def _read_tokens(split, starts: np.ndarray, width: int) -> np.ndarray:
+def _read_tokens(split: TokenSplit, starts: np.ndarray, width: int) -> np.ndarray:
     """Rows (len(starts), width) of token ids; what would lie past the end of the text is 0."""
     places, inverse = np.unique(starts, return_inverse=True)
     last = max(0, split.n_tokens - width)

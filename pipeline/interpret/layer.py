@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts.scores import NEURON_SCHEMA
+from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import InterpretConfig
 from pipeline.interpret import scoring, statistics
 from pipeline.interpret.excerpts import Chosen, LayerExcerpts, Metric, choose, needed_selections
 from pipeline.interpret.scoring import Status
+
+NULLS = ("null_other", "null_shuffled", "null_empty")
+Columns = dict[str, Any]  # columns of the neurons' table for one metric
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,19 @@ class Judged:
 
 class Judge(Protocol):
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """Who judged; shown wherever a score is."""
 
-    def judge(self, chosen: Chosen, rng: np.random.Generator) -> Judged: ...
+    @property
+    def chunk(self) -> int | None:
+        """Neurons judged together; None: all of a site."""
+
+    @property
+    def metric_suffix(self) -> str:
+        """Appended to metrics' names where the way of simulating makes other metrics of them."""
+
+    def judge(self, chosen: Chosen, rng: np.random.Generator, controls: int) -> Judged:
+        """Explain and simulate; at least `controls` neurons also with another's and with an empty explanation, if they can."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,8 @@ class SiteScores:
     site: str
     layer: int
     neurons: pa.Table
-    rows: dict[Metric, dict[str, Any]]
-    bootstraps: dict[Metric, np.ndarray]
+    rows: dict[str, dict[str, Any]]  # by metric, as are the resampled means
+    bootstraps: dict[str, np.ndarray]
 
 
 def score_site(
@@ -52,44 +67,92 @@ def score_site(
     site: str,
     layer: int,
     excerpts: dict[bool, LayerExcerpts],  # long? -> excerpts of the same neurons
-    split,
+    split: TokenSplit,
     judge: Judge,
+    tell: Callable[[int], None] = lambda done: None,  # told how many neurons are done
 ) -> SiteScores:
-    """Score all given neurons of a site on all metrics of the configuration."""
-    tables, rows, bootstraps = [], {}, {}
-    for selection in needed_selections(config.metrics):
-        chosen = choose(selection, excerpts[selection.long], split, leakage_free=config.protocol == "corrected")
-        rng = np.random.default_rng([seed, zlib.crc32(f"{site}/{selection.name}".encode())])
-        judged = judge.judge(chosen, rng)
-        for metric in chosen.metric_excerpts:
-            columns = _score(chosen, judged, metric, rng)
-            tables.append(_table(site, layer, metric, chosen.neurons, columns))
-            scores = columns["score"]
-            bootstraps[metric] = statistics.bootstrap_means(scores, config.bootstrap, rng)
-            rows[metric] = {"site": site, "layer": layer, "metric": metric}
-            rows[metric] |= statistics.layer_row(scores, columns["status"], bootstraps[metric])
-            rows[metric] |= {name: statistics.mean(columns[name]) for name in columns if name.startswith("null_")}
+    """Score the given neurons of a site, in their order, on all metrics of the configuration.
+
+    Ends early when `half_width` is set and every metric's interval is as narrow: the neurons are a random sample then.
+    """
+    n_neurons = len(excerpts[True].neurons)
+    chunk = judge.chunk or max(1, n_neurons)
+    parts: dict[str, list[Columns]] = {}
+    controls = config.control_neurons
+    for first in range(0, n_neurons, chunk):
+        rows = slice(first, first + chunk)
+        for selection in needed_selections(config.metrics):
+            chosen = choose(selection, excerpts[selection.long].of(rows), split, config.protocol == "corrected")
+            rng = _generator(seed, site, selection.name, first)
+            judged = judge.judge(chosen, rng, controls)
+            for metric in chosen.metric_excerpts:
+                parts.setdefault(metric + judge.metric_suffix, []).append(_columns(chosen, judged, metric, rng))
+        controls = max(0, controls - chunk)
+        tell(min(first + chunk, n_neurons))
+        if config.half_width and _narrow(parts, config, seed):
+            break
+    return _site_scores(config, seed, site, layer, {metric: _joined(of_chunks) for metric, of_chunks in parts.items()})
+
+
+def _site_scores(config: InterpretConfig, seed: int, site: str, layer: int, columns: dict[str, Columns]) -> SiteScores:
+    rows, bootstraps = {}, {}
+    for metric, of_metric in columns.items():
+        rng = _generator(seed, site, metric)
+        bootstraps[metric] = statistics.bootstrap_means(of_metric["score"], config.bootstrap, rng)
+        rows[metric] = {"site": site, "layer": layer, "metric": metric}
+        rows[metric] |= statistics.layer_row(of_metric["score"], of_metric["status"], bootstraps[metric])
+        rows[metric] |= {name: statistics.mean(of_metric[name]) for name in NULLS}
+    tables = [_table(site, layer, metric, of_metric) for metric, of_metric in columns.items()]
     return SiteScores(site, layer, pa.concat_tables(tables), rows, bootstraps)
 
 
-def _score(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Generator) -> dict[str, Any]:
-    """The columns of one metric, arrays over neurons."""
+def _generator(seed: int, *names: object) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32("/".join(map(str, names)).encode())])
+
+
+def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int) -> bool:
+    """Whether the 95 % interval of every metric's mean so far is within +- half_width."""
+    for metric, chunks in parts.items():
+        scores = np.concatenate([chunk["score"] for chunk in chunks])
+        low, high = statistics.interval(statistics.bootstrap_means(scores, config.bootstrap, _generator(seed, metric)))
+        if low is None or high is None or high - low > 2 * config.half_width:
+            return False
+    return True
+
+
+def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Generator) -> Columns:
+    """The columns of one metric, arrays over neurons. Tokens without a prediction (NaN) count on neither side."""
     flat = (len(chosen.neurons), -1)
-    mask = (chosen.score.mask & chosen.metric_excerpts[metric][:, None]).reshape(flat)
+    scored = (chosen.score.mask & chosen.metric_excerpts[metric][:, None]).reshape(flat)
     true = chosen.score.activations.reshape(flat)
-    failed = np.array([failure is not None for failure in judged.failures])
+
+    def correlation(predicted: np.ndarray, tried: np.ndarray) -> np.ndarray:
+        mask = scored & ~np.isnan(predicted)
+        return np.where(tried, scoring.correlations(true, np.nan_to_num(predicted), mask), np.nan)
+
     predicted = judged.predicted.reshape(flat)
-    status = scoring.statuses(true, predicted, mask)
-    status = [failure or found for failure, found in zip(judged.failures, status, strict=True)]
-    nulls = {"null_other": judged.other, "null_empty": judged.empty}
-    columns = {
-        name: np.where(judged.controlled, scoring.correlations(true, values.reshape(flat), mask), np.nan)
-        for name, values in nulls.items()
+    mask = scored & ~np.isnan(predicted)
+    failed = np.array([failure is not None for failure in judged.failures], bool)
+    found = scoring.statuses(true, np.nan_to_num(predicted), mask)
+    return {
+        "neuron": chosen.neurons,
+        "score": correlation(predicted, ~failed),
+        "status": [failure or status for failure, status in zip(judged.failures, found, strict=True)],
+        "n_tokens": mask.sum(1),
+        "explanation": judged.texts,
+        "null_other": correlation(judged.other.reshape(flat), judged.controlled & ~failed),
+        "null_shuffled": correlation(shuffled(predicted, mask, rng), ~failed),
+        "null_empty": correlation(judged.empty.reshape(flat), judged.controlled & ~failed),
     }
-    columns["null_shuffled"] = scoring.correlations(true, shuffled(predicted, mask, rng), mask)
-    columns["score"] = scoring.correlations(true, predicted, mask)
-    columns = {name: np.where(failed, np.nan, values) for name, values in columns.items()}
-    return columns | {"status": status, "n_tokens": mask.sum(1), "explanation": judged.texts}
+
+
+def _joined(chunks: list[Columns]) -> Columns:
+    """Columns of all chunks, one after the other."""
+    return {name: _concatenated([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _concatenated(values: list[Any]) -> Any:
+    return np.concatenate(values) if isinstance(values[0], np.ndarray) else [v for chunk in values for v in chunk]
 
 
 def shuffled(values: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -102,14 +165,14 @@ def shuffled(values: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> 
     return result
 
 
-def _table(site: str, layer: int, metric: Metric, neurons: np.ndarray, columns: dict[str, Any]) -> pa.Table:
-    count = len(neurons)
-    fixed = {"site": [site] * count, "layer": [layer] * count, "neuron": neurons, "metric": [metric] * count}
-    columns = fixed | columns | {"status": [str(status) for status in columns["status"]]}
+def _table(site: str, layer: int, metric: str, columns: Columns) -> pa.Table:
+    count = len(columns["neuron"])
+    fixed = {"site": [site] * count, "layer": [layer] * count, "metric": [metric] * count}
+    filled = columns | fixed | {"status": [str(status) for status in columns["status"]]}
     arrays = []
     for field in NEURON_SCHEMA:
         value_type = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        array = pa.array(columns[field.name], value_type, from_pandas=True)
+        array = pa.array(filled[field.name], value_type, from_pandas=True)
         arrays.append(array.dictionary_encode() if pa.types.is_dictionary(field.type) else array)
     return pa.table(arrays, schema=NEURON_SCHEMA)
 

@@ -23,33 +23,40 @@ class Settings:
 
 def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
     from pipeline.artifacts.scores import write_scores
-    from pipeline.interpret.on_ray import score_sites
+    from pipeline.interpret.on_ray import score_sites_offline
     from pipeline.interpret.reading import sites_of
+    from pipeline.interpret.token_table import LABEL
 
     records = inputs["activations"] if "activations" in inputs else inputs["features"]
     sites = sites_of(records)
     asked = settings.interpret.neurons_per_layer
     n_neurons = sum(min(asked or site.n_neurons, site.n_neurons) for site in sites)
-    scored = score_sites(settings, inputs["tokens"], records, sites, context.progress(n_neurons, "neurons"))
+    progress = context.progress(n_neurons, "neurons")
+    facts: dict[str, Any] = {"judge": LABEL}
+    if settings.interpret.simulator_kind == "token_table":
+        scored = score_sites_offline(settings, inputs["tokens"], records, sites, progress)
+    else:
+        from pipeline.interpret.online import score_sites_online
+
+        scored, facts = score_sites_online(settings, inputs["tokens"], records, sites, context, progress)
     write_scores(out_folder, [site.neurons for site in scored], [row for site in scored for row in site.rows.values()])
-    return summary(scored, settings.interpret)
+    return facts | summary(scored, settings.interpret)
 
 
 def summary(scored: list[SiteScores], config: InterpretConfig) -> Summary:
-    """The manifest's facts: who judged, and each metric's mean over layers with its interval and coverage, family by family."""
+    """The manifest's facts: each metric's mean over layers with its interval and coverage, family by family."""
     from pipeline.artifacts.scores import family_of
     from pipeline.interpret.statistics import model_summary
-    from pipeline.interpret.token_table import LABEL
 
     families: dict[str, Any] = {}
     for name in dict.fromkeys(family_of(site.site) for site in scored):
         layers = [site for site in scored if family_of(site.site) == name]
         families[name] = {
             metric: model_summary([site.rows[metric] for site in layers], [site.bootstraps[metric] for site in layers])
-            for metric in config.metrics
+            for metric in layers[0].rows
         }
     last: dict[str, Any] = next(reversed(families.values()), {})
-    return {"judge": LABEL, "protocol": config.protocol, "metrics": last, "families": families}
+    return {"protocol": config.protocol, "metrics": last, "families": families}
 
 
 def has_features(config: Config) -> bool:

@@ -57,8 +57,10 @@ class TokenTableJudge:
 
     token_strings: list[str]
     label: str = LABEL
+    chunk: int | None = None
+    metric_suffix: str = ""
 
-    def judge(self, chosen: Chosen, rng: np.random.Generator) -> Judged:
+    def judge(self, chosen: Chosen, rng: np.random.Generator, controls: int) -> Judged:
         vocabulary = max(len(self.token_strings), int(chosen.explain.tokens.max(initial=0)) + 1)
         tables = explain(chosen.explain, max(vocabulary, int(chosen.score.tokens.max(initial=0)) + 1))
         texts = tables.texts(self.token_strings)

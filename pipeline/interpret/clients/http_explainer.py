@@ -1,0 +1,61 @@
+"""An explainer behind any OpenAI-compatible chat endpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.interpret.backends import Text, Usage
+from pipeline.interpret.clients.http import PromptRefused, Server
+from pipeline.interpret.prompts.prompt_set import Message
+
+
+class HttpExplainer:
+    def __init__(
+        self, server: Server, model: str, revision: str, temperature: float, most_tokens: int, seed: int
+    ) -> None:
+        self.server, self.model, self.revision = server, model or server.model(), revision
+        self.temperature, self.most_tokens, self.seed = temperature, most_tokens, seed
+
+    @property
+    def identity(self) -> str:
+        return f"http/{self.model}@{self.revision}/{self.temperature}/{self.most_tokens}/{self.seed if self.temperature else ''}"
+
+    def explain(self, prompts: Iterable[tuple[Message, ...]]) -> Iterator[tuple[int, Text]]:
+        return self.server.each(self.one, prompts)
+
+    def one(self, prompt: tuple[Message, ...]) -> Text:
+        turns = [{"role": m.role, "content": m.content.encode("utf-8", "replace").decode()} for m in prompt]
+        body = {
+            "model": self.model,
+            "messages": turns,
+            "temperature": self.temperature,
+            "max_tokens": self.most_tokens,
+            "seed": self.seed,
+        }
+        started = time.perf_counter()
+        try:
+            answer = self.server.call("chat/completions", body)
+        except PromptRefused as refusal:
+            return Text(None, why=refusal.why, keep=refusal.keep)
+        return Text(written(answer), usage(answer, time.perf_counter() - started))
+
+
+def written(answer: dict[str, Any]) -> str | None:
+    """The text of a chat answer; None when the model declined, or the answer has no text where it should be."""
+    choice = answer["choices"][0]
+    message = choice.get("message")
+    if not isinstance(message, dict) or message.get("refusal") or choice.get("finish_reason") == "content_filter":
+        return None
+    content = message.get("content")
+    return content if isinstance(content, str) else None
+
+
+def usage(answer: dict[str, Any], seconds: float) -> Usage:
+    """What the server says it counted; zeros where it says nothing."""
+    counted = answer.get("usage")
+    counts = counted if isinstance(counted, dict) else {}
+    tokens = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    tokens_in, tokens_out = (count if isinstance(count, int) and count >= 0 else 0 for count in tokens)
+    return Usage(tokens_in, tokens_out, seconds)

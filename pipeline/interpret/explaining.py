@@ -1,0 +1,95 @@
+"""Explanations of neurons by an explainer: each prompt through the cache and within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.interpret import replies
+from pipeline.interpret.backends import Explainer, Text
+from pipeline.interpret.budget import Budget
+from pipeline.interpret.cache import JudgeCache, key_of
+from pipeline.interpret.excerpts import Block
+from pipeline.interpret.prompts.prompt_set import Message, PromptSet, ShownExcerpt
+from pipeline.interpret.scoring import Status, quantise
+
+Answer = tuple[str | None, Status | None]  # an explanation, or why there is none
+Prompt = tuple[Message, ...]
+
+
+class Explanations:
+    """Asks `explainer` about the neurons of a block, each once."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        prompts: PromptSet,
+        cache: JudgeCache,
+        budget: Budget,
+        token_strings: list[str],
+        most_tokens: int,
+        raw: bool,
+    ) -> None:
+        self.explainer, self.prompts, self.cache, self.budget = explainer, prompts, cache, budget
+        self.token_strings, self.most_tokens = token_strings, most_tokens
+        self.raw = raw  # protocol `paper`: replies as they are
+
+    def of(self, block: Block) -> list[Answer]:
+        """One answer a neuron. A neuron that never fires is not asked about."""
+        fires = (block.activations * block.mask).max((1, 2), initial=0) > 0
+        rows = np.flatnonzero(fires).tolist()
+        answers: list[Answer] = [(None, Status.SILENT)] * len(fires)
+        for row, answer in zip(rows, self._ask([self._prompt(block, row) for row in rows]), strict=True):
+            answers[row] = answer
+        return answers
+
+    def _prompt(self, block: Block, row: int) -> Prompt:
+        fired = np.where(block.mask[row], block.activations[row], 0)
+        values = quantise(fired, fired.max())
+        return self.prompts.explain(
+            [
+                ShownExcerpt([self.token_strings[token] for token in tokens[mask].tolist()], numbers[mask])
+                for tokens, numbers, mask in zip(block.tokens[row], values, block.mask[row], strict=True)
+                if mask.any()
+            ]
+        )
+
+    def _ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        keys = [key_of("explain", self.explainer.identity, *_flat(prompt)) for prompt in prompts]
+        known = self.cache.find(keys)
+        answers: list[Answer] = [(None, Status.OVER_BUDGET)] * len(prompts)
+        for index, key in enumerate(keys):
+            if key in known:
+                value, usage = known[key]
+                self.budget.count(usage)
+                answers[index] = replies.explanation(value.decode(), self.raw)
+        sent: list[tuple[int, float]] = []  # prompt, reserved price
+
+        def to_send() -> Iterator[Prompt]:
+            for index, prompt in enumerate(prompts):
+                if keys[index] in known:
+                    continue
+                price = self.budget.reserve(_size(prompt), self.most_tokens)
+                if price is not None:
+                    sent.append((index, price))
+                    yield prompt
+
+        for number, reply in self.explainer.explain(to_send()):
+            index, price = sent[number]
+            self.budget.settle(price, reply.usage, _size(prompts[index]))
+            answers[index] = self._answer(keys[index], reply)
+        return answers
+
+    def _answer(self, key: bytes, reply: Text) -> Answer:
+        if reply.keep:
+            self.cache.keep({key: ((reply.text or "").encode("utf-8", "replace"), reply.usage)})
+        return replies.explanation(reply.text or "", self.raw)
+
+
+def _flat(prompt: Prompt) -> list[str]:
+    return [part for message in prompt for part in (message.role, message.content)]
+
+
+def _size(prompt: Prompt) -> int:
+    return sum(len(part.encode("utf-8", "replace")) for part in _flat(prompt))
