@@ -48,36 +48,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide_hidden, wide_weight = precision.widened(hidden), precision.widened(weight)
         exact = _exact(hidden)
         counted = targets != -1
-        share = (counted / counted.sum()).to(exact)[:, None]  # of each row in the mean; 0 where ignored
+        share = (counted.to(exact) / counted.sum())[:, None]  # of each row in the mean; 0 where ignored
         safe_targets = targets.clamp_min(0)[:, None]
         loss = torch.zeros((), dtype=exact, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden, dtype=exact)
-        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden, dtype=exact) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         for rows, logits in _logits_by_chunk(wide_hidden, wide_weight):
-            probabilities = _softmax(logits, exact)
-            loss += _losses(probabilities, wide_hidden[rows], wide_weight, safe_targets[rows]) @ share[rows, 0]
-            if grad_weight is None:
-                continue
-            probabilities.scatter_add_(1, safe_targets[rows], torch.full_like(share[rows], -1))
-            surprise = probabilities.to(logits.dtype)  # softmax minus one-hot
-            torch.mul(surprise @ wide_weight, share[rows], out=grad_hidden[rows])
-            scaled = wide_hidden[rows] * share[rows].to(logits.dtype)
-            if exact == logits.dtype:
-                grad_weight.addmm_(surprise.T, scaled)
-            else:
-                grad_weight += surprise.T @ scaled
-        if grad_weight is not None:
-            ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype))
+            losses, surprise = _losses_and_surprise(logits, safe_targets[rows], wide_hidden[rows], wide_weight)
+            loss += losses @ share[rows, 0]
+            if grad_hidden is not None:
+                torch.mul(surprise @ wide_weight, share[rows], out=grad_hidden[rows])
+            if grad_weight is not None:
+                _add_product(grad_weight, surprise.T, wide_hidden[rows] * share[rows].to(surprise.dtype))
+        narrow = [None if grad is None else grad.to(hidden.dtype) for grad in (grad_hidden, grad_weight)]
+        ctx.save_for_backward(*narrow)
         return loss
 
     @staticmethod
     @once_differentiable
     @precision.without_autocast
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if gradient.device.type == "cpu" and gradient == 1:
-            return grad_hidden, grad_weight, None
-        return grad_hidden * gradient.to(grad_hidden.dtype), grad_weight * gradient.to(grad_weight.dtype), None
+            return *ctx.saved_tensors, None
+        scaled = (None if grad is None else grad * gradient.to(grad.dtype) for grad in ctx.saved_tensors)
+        return *scaled, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in one operation where the dtypes allow."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _exact(tensor: Tensor) -> torch.dtype:
@@ -97,17 +100,20 @@ def _logits_by_chunk(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Te
         yield rows, torch.mm(hidden[rows], weight.T, out=buffer[: rows.stop - rows.start])
 
 
-def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Softmax over the last dimension, in place where the dtype allows: each row is then read from memory once."""
-    return torch.softmax(logits, -1, out=logits) if logits.dtype == dtype else torch.softmax(logits, -1, dtype=dtype)
+def _losses_and_surprise(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows' losses (n,), and softmax minus one-hot (n, vocab) in the logits' place and dtype; targets are (n, 1)."""
+    exact = _exact(logits)
+    if logits.is_cuda and exact != logits.dtype:
+        from crate_model.ops import cross_entropy_triton
 
-
-def _losses(probabilities: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """-log of each target's probability; a row whose probability underflows is computed anew from its logits."""
+        return cross_entropy_triton.surprise_(logits, targets[:, 0]), logits
+    # In place where the dtype allows: each row is then read from memory once.
+    probabilities = torch.softmax(logits, -1, out=logits) if logits.dtype == exact else logits.softmax(-1, dtype=exact)
     chosen = probabilities.gather(1, targets)[:, 0]
     losses = -chosen.log()
     lost = chosen < SMALLEST_PROBABILITY
-    if lost.any():
-        logits = (hidden[lost] @ weight.T).to(losses.dtype)
-        losses[lost] = F.cross_entropy(logits, targets[lost, 0], reduction="none")
-    return losses
+    if lost.any():  # the probability underflows: take these rows' losses from their logits
+        again = (hidden[lost] @ weight.T).to(exact)
+        losses[lost] = F.cross_entropy(again, targets[lost, 0], reduction="none")
+    probabilities.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=exact))
+    return losses, probabilities.to(logits.dtype)

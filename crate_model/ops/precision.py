@@ -9,11 +9,13 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @functools.cache
@@ -53,7 +55,7 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
-def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(method: Method) -> Method:
     """Make a Function's forward or backward choose its own dtypes, whatever autocast is on around it."""
 
     @functools.wraps(method)
@@ -64,7 +66,7 @@ def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
                     contexts.enter_context(torch.autocast(device_type, enabled=False))
             return method(ctx, *arguments)
 
-    return run
+    return cast(Method, run)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

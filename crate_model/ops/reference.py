@@ -35,7 +35,8 @@ def linear_cross_entropy(
     ignore_index: int = -1,
 ) -> Float[Tensor, ""]:
     """Mean cross entropy in nats of `hidden @ weight.T` against `targets`, with the whole float32 logits tensor in memory."""
-    logits = (hidden @ weight.T).float()
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, ignore_index=ignore_index)
 
 

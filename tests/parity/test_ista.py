@@ -1,11 +1,6 @@
 """ISTA in four products, and its Triton kernel under the interpreter, against the plain torch oracle."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,50 +84,6 @@ def test_autocast_gives_the_autocast_dtype() -> None:
     z, dictionary, _ = inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert op.ista(z, dictionary, ETA, LAMBDA, 2).dtype == torch.bfloat16
-
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed: torch's CPU build does not bring it"
-)
-
-
-@needs_triton
-def test_triton_kernel_forward_and_backward() -> None:
-    """In a process of its own: Triton decides at import whether it interprets."""
-    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("interpreted_ista.py"))]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from crate_model.ops.ista_triton import *
-signature = dict(a_ptr="*bf16", b_ptr="*bf16", start_ptr="*bf16", code_ptr="*bf16", out_ptr="*bf16", m="i32", n="i32", k="i32",
-                 scale="fp32", threshold="fp32")
-for capability in (80, 90):
-    for has_start, masks in ((False, False), (True, True)):
-        constants = dict(has_start=has_start, masks=masks, tile_m=TILE_M, tile_n=TILE_N, tile_k=TILE_K, group_m=GROUP_M)
-        full = signature | dict.fromkeys(constants, "constexpr")
-        aligned = {(index,): [["tt.divisibility", 16]] for index in range(8)}  # as at run time: pointers, m, n, k
-        source = ASTSource(kernel, signature=full, constexprs=constants, attrs=aligned)
-        target = GPUTarget("cuda", capability, 32)
-        built = triton.compile(source, target=target, options=dict(num_warps=WARPS, num_stages=STAGES))
-        limit = {80: 163, 90: 227}[capability] * 1024
-        assert built.asm["cubin"] and 2 * 16384 < built.metadata.shared <= limit, (capability, built.metadata.shared)
-        print(capability, has_start, masks, built.metadata.shared)
-"""
-
-
-@needs_triton
-def test_triton_kernel_compiles_for_sm80_and_sm90() -> None:
-    """To machine code, for every variant, within the shared memory of an A100 and an H100. Needs no GPU."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=240)
-    assert run.returncode == 0, run.stderr
-    assert len(run.stdout.splitlines()) == 4
 
 
 def test_probe_of_native_bfloat16_products() -> None:

@@ -1,0 +1,61 @@
+"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled for sm_80 and sm_90."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed: torch's CPU build does not bring it"
+)
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from crate_model.ops import cross_entropy_triton, ista_triton
+
+def build(kernel, signature, constants, capability, **options):
+    aligned = {(index,): [["tt.divisibility", 16]] for index, kind in enumerate(signature.values()) if kind != "fp32"}
+    full = signature | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature=full, constexprs=constants, attrs=aligned)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert built.asm["cubin"] and built.metadata.shared <= {80: 163, 90: 227}[capability] * 1024
+    print(capability, built.metadata.shared, "mma" in built.asm["ptx"])
+
+tiles = dict(tile_m=ista_triton.TILE_M, tile_n=ista_triton.TILE_N, tile_k=ista_triton.TILE_K, group_m=ista_triton.GROUP_M)
+pointers = dict.fromkeys(("a_ptr", "b_ptr", "start_ptr", "code_ptr", "out_ptr"), "*bf16")
+products = pointers | dict(m="i32", n="i32", k="i32", scale="fp32", threshold="fp32")
+rows = dict(logits_ptr="*bf16", targets_ptr="*i64", losses_ptr="*fp32", n_words="i32")
+for capability in (80, 90):
+    for flags in (dict(has_start=False, masks=False), dict(has_start=True, masks=True)):
+        build(ista_triton.kernel, products, flags | tiles, capability,
+              num_warps=ista_triton.WARPS, num_stages=ista_triton.STAGES)
+    build(cross_entropy_triton.kernel, rows, dict(block=cross_entropy_triton.BLOCK), capability,
+          num_warps=cross_entropy_triton.WARPS)
+"""
+
+
+def run(*command: str, **environment: str) -> str:
+    """In a process of its own: Triton decides at import whether it interprets."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=inherited | environment, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_forward_and_backward_under_the_interpreter() -> None:
+    files = sorted(str(path) for path in Path(__file__).parent.glob("interpreted_*.py"))
+    assert len(files) == 2
+    assert "failed" not in run("-m", "pytest", "-q", *files, TRITON_INTERPRET="1")
+
+
+def test_compiles_for_sm80_and_sm90() -> None:
+    """To machine code, within the shared memory of an A100 and an H100, the products on tensor cores."""
+    built = [line.split() for line in run("-c", COMPILE).splitlines()]
+    assert [capability for capability, _, _ in built] == ["80"] * 3 + ["90"] * 3
+    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", "False"] * 2
