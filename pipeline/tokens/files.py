@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from pyarrow import fs
 from pipeline.errors import ResourceError
 
 CHUNK_BYTES = 1 << 18  # decompressed at a time: stays in the processor's cache
-BUFFER_BYTES = 4 << 20  # a file, or an object store, is asked for this much at a time
+BUFFER_BYTES = 4 << 20  # asked of a file or an object storage at a time
+PAUSES_SECONDS = (0.5, 2, 8, 30)  # between attempts to read on
+STORAGE_FIX = (
+    "Check the path, the rights and the network; for s3:// the credentials and AWS_ENDPOINT_URL. Then run again."
+)
 COMPRESSION = {".zst": "zstd", ".gz": "gzip"}
 
 
@@ -33,11 +38,15 @@ class Found:
 
 
 def file_system(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds `path`, and what the path is called there."""
-    if path.startswith("s3://"):
-        retry = fs.AwsStandardS3RetryStrategy(max_attempts=10)  # a shard is hours of reading
-        return fs.S3FileSystem(retry_strategy=retry), path.removeprefix("s3://")
-    return fs.LocalFileSystem(), path
+    """The file system that holds `path`, and what the path is called there. Raises ResourceError for an unknown scheme."""
+    scheme, separator, name = path.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), path
+    bucket = f"{scheme}://{name.partition('/')[0]}"  # alone: a pattern is no address
+    try:
+        return fs.FileSystem.from_uri(bucket)[0], name
+    except (ValueError, OSError) as error:
+        raise ResourceError(f"cannot reach {bucket}: {_first_line(error)}", fix=STORAGE_FIX) from error
 
 
 def find(pattern: str) -> list[Found]:
@@ -46,17 +55,16 @@ def find(pattern: str) -> list[Found]:
     try:
         infos = _candidates(system, name)
     except OSError as error:
-        raise ResourceError(
-            f"cannot list {pattern}: {error}", fix="Check the path, the credentials and AWS_ENDPOINT_URL."
-        ) from error
+        raise ResourceError(f"cannot list {pattern}: {_first_line(error)}", fix=STORAGE_FIX) from error
     if not infos:
         raise ResourceError(f"no file matches {pattern}", fix="Check tokens.train and tokens.val in the configuration.")
-    return [_found(info, pattern.startswith("s3://")) for info in sorted(infos, key=lambda info: info.path)]
+    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
+    return [_found(info, scheme) for info in sorted(infos, key=lambda info: info.path)]
 
 
-def _found(info: fs.FileInfo, remote: bool) -> Found:
-    origin = f"s3://{info.path}" if remote else info.path
-    return Found(origin if remote else str(Path(origin).absolute()), origin, info.size, str(info.mtime_ns))
+def _found(info: fs.FileInfo, scheme: str) -> Found:
+    origin = scheme + info.path
+    return Found(origin if scheme else str(Path(origin).absolute()), origin, info.size, str(info.mtime_ns))
 
 
 def _candidates(system: fs.FileSystem, name: str) -> list[fs.FileInfo]:
@@ -79,65 +87,70 @@ def _glob(system: fs.FileSystem, name: str) -> list[fs.FileInfo]:
 
 
 class CountedReader:
-    """A raw file that knows how far it was read, and keeps apart its own errors from those of a decoder above it."""
+    """A raw file that knows how far it was read, and keeps apart its own errors from those of a decoder above it.
+
+    A read that fails is tried again from the same place: an object storage breaks off now and then, and a shard of the
+    Pile is a long read.
+    """
 
     closed = False
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._file = file
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.position = 0
         self.error: OSError | None = None
-
-    @classmethod
-    def stream(cls, path: str) -> CountedReader:
-        system, name = file_system(path)
-        return cls(_opened(path, system.open_input_stream, name, compression=None, buffer_size=BUFFER_BYTES))
-
-    @classmethod
-    def random_access(cls, path: str) -> CountedReader:
-        system, name = file_system(path)
-        return cls(_opened(path, system.open_input_file, name))
+        self._system, self._name = file_system(path)
+        self._file: pa.NativeFile | None = None
 
     def read(self, n_bytes: int = -1) -> bytes:
-        try:
-            data = self._file.read(n_bytes)
-        except OSError as error:
-            self.error = error
-            raise
+        for pause_seconds in (*PAUSES_SECONDS, None):
+            try:
+                data = self._opened().read(n_bytes)
+                break
+            except OSError as error:
+                self._file = None
+                if pause_seconds is None or isinstance(error, FileNotFoundError | PermissionError):
+                    self.error = error
+                    raise
+                time.sleep(pause_seconds)
         self.position += len(data)
         return data
 
-    def reraise(self, path: str) -> None:
+    def _opened(self) -> pa.NativeFile:
+        if self._file is None:
+            file = self._system.open_input_file(self._name)
+            file.seek(self.position)
+            self._file = pa.BufferedInputStream(file, BUFFER_BYTES)
+        return self._file
+
+    def reraise(self) -> None:
         """After an error: raise ResourceError if it came from the disk or the network, not from what was read."""
         if self.error is not None:
-            raise ResourceError(f"cannot read {path}: {self.error}", fix="Check the disk or the network; run again.")
+            raise ResourceError(f"cannot read {self.path}: {_first_line(self.error)}", fix=STORAGE_FIX)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        self.position = offset + {0: 0, 1: self.position, 2: self.size()}[whence]
+        self._file = None
+        return self.position
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self.position
 
     def size(self) -> int:
-        return self._file.size()
+        return self._system.get_file_info(self._name).size
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
-        return self._file.seekable()
+        return True
 
     def close(self) -> None:
-        self._file.close()
+        self._file = None
 
 
-def _opened(path: str, open_file: Callable[..., pa.NativeFile], *arguments: Any, **options: Any) -> pa.NativeFile:
-    try:
-        return open_file(*arguments, **options)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot open {path}: {error}", fix="Check the file, its rights and the network."
-        ) from error
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 class ByteStream:
@@ -152,7 +165,7 @@ class ByteStream:
         return self._raw.position
 
     def _open(self) -> tuple[CountedReader, Any]:
-        raw = CountedReader.stream(self.path)
+        raw = CountedReader(self.path)
         codec = COMPRESSION.get(Path(self.path).suffix)
         return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec) if codec else raw
 
@@ -163,7 +176,7 @@ class ByteStream:
             try:
                 chunk = self._stream.read(CHUNK_BYTES)
             except OSError as error:
-                self._raw.reraise(self.path)
+                self._raw.reraise()
                 yield from self._rest(decoded)
                 raise Damaged(str(error)) from error
             if not chunk:
@@ -181,5 +194,5 @@ class ByteStream:
             while byte := self._stream.read(1):
                 rest += byte
         except OSError:
-            self._raw.reraise(self.path)
+            self._raw.reraise()
         yield bytes(rest)

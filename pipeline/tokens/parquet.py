@@ -17,7 +17,7 @@ ROWS = 256  # decoded at a time
 
 def read_parquet(file: Found, config: TokensConfig, report: Callable[[int], None]) -> Iterator[SourceDocument | Bad]:
     """The documents of one file, numbered by row from 1."""
-    raw = CountedReader.random_access(file.path)
+    raw = CountedReader(file.path)
     row = 0
     try:
         table = pq.ParquetFile(pa.PythonFile(raw, mode="r"))
@@ -28,9 +28,9 @@ def read_parquet(file: Found, config: TokensConfig, report: Callable[[int], None
                     yield Bad("invalid_utf8", file.origin, row, f"byte {record.start}: {record.reason}", "")
                 else:
                     yield from_record(record, config, file.origin, row)
-            report(min(raw.position, file.bytes))
+            report(file.bytes * row // table.metadata.num_rows)
     except (OSError, pa.ArrowException) as error:
-        raw.reraise(file.path)
+        raw.reraise()
         yield Bad("damaged_file", file.origin, row + 1, f"{error}: what follows could not be read", "")
 
 

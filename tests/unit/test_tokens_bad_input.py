@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from tokens_lab import jsonl, make, quarantine, record, write_lines
 
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import gpt2_encoding
 from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError, StageError
+from tests.tokens_lab import jsonl, make, quarantine, record, write_lines
 
 GOOD = [f"good document {i}, of some words" for i in range(60)]
 ANY = {"max_bad_fraction": 1.0, "val_fraction": 0.3}

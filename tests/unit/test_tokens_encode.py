@@ -9,7 +9,6 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokens_lab import contents, jsonl, make, record, write_lines
 
 from pipeline.artifacts import vocabulary
 from pipeline.artifacts.tokens import TokenSplit
@@ -17,6 +16,7 @@ from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_byte
 from pipeline.errors import ResourceError
 from pipeline.tokens import encode
 from pipeline.tokens.encode import encode_exactly, encode_fast, fast_encoder
+from tests.tokens_lab import contents, jsonl, make, record, write_lines
 
 BLOBS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from tokens_lab import contents, context, jsonl, make, record, write_lines
 
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import gpt2_encoding
@@ -21,6 +20,7 @@ from pipeline.tokens.estimate import estimate
 from pipeline.tokens.inspect import batch_rows
 from pipeline.tokens.packaged import PYTHON, SPEECHES
 from pipeline.tokens.sources import list_sources, read
+from tests.tokens_lab import contents, context, jsonl, make, record, write_lines
 
 TEXTS = [f"text {i}\nof two lines" for i in range(30)]
 RECORDS = [{"text": text, "meta": {"pile_set_name": f"domain {i % 2}"}} for i, text in enumerate(TEXTS)]

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokens_lab import contents, jsonl, make, record, write_lines
 
 from pipeline.artifacts import token_shards
 from pipeline.artifacts.manifest import Manifest, list_files
@@ -19,6 +18,7 @@ from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding
 from pipeline.errors import ArtifactError
+from tests.tokens_lab import contents, jsonl, make, record, write_lines
 
 documents_of_shards = st.lists(
     st.lists(st.lists(st.integers(0, 50255), max_size=40), min_size=1, max_size=8), min_size=1, max_size=4

@@ -1,0 +1,94 @@
+"""Sources on an object storage, here a local S3 server: the same artifact as from the disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import pytest
+from pyarrow import fs
+
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.errors import ResourceError
+from pipeline.tokens import files
+from pipeline.tokens.estimate import estimate
+from pipeline.tokens.files import ByteStream
+from pipeline.tokens.sources import list_sources
+from tests.s3 import BUCKET, s3_server
+from tests.tokens_lab import contents, jsonl, make, record, write_lines
+
+
+@pytest.fixture(scope="module")
+def weather():
+    with s3_server() as weather:
+        yield weather
+
+
+@pytest.fixture(scope="module")
+def corpus(weather, tmp_path_factory):
+    """The same Pile-shaped files in a folder and in the bucket."""
+    folder = tmp_path_factory.mktemp("pile")
+    draw = random.Random(0)
+    lines = [record(f"document {i}: {draw.randbytes(40).hex()}", f"domain {i % 3}") for i in range(4000)]
+    write_lines(folder / "train/00.jsonl.zst", [*lines[:1900], b"broken", lines[-1]])
+    write_lines(folder / "train/01.jsonl.zst", lines[1900:3800])
+    write_lines(folder / "train/deeper/02.jsonl.zst", lines[:10])  # `*` does not reach into folders
+    write_lines(folder / "val.jsonl.zst", lines[3800:])
+    bucket = fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"])
+    for path in folder.rglob("*.zst"):
+        with bucket.open_output_stream(f"{BUCKET}/pile/{path.relative_to(folder)}", compression=None) as stream:
+            stream.write(path.read_bytes())
+    return folder
+
+
+def test_a_corpus_on_s3_gives_the_artifact_of_the_disk(corpus, tmp_path):
+    def config(root):
+        return jsonl(train=(f"{root}/train/*.jsonl.zst",), val=(f"{root}/val.jsonl.zst",))
+
+    here, there = make(tmp_path / "here", config(corpus)), make(tmp_path / "there", config(f"s3://{BUCKET}/pile"))
+    tokens = {name: value for name, value in contents(here).items() if name.endswith(".arrow")}
+    assert len(tokens) == 3 and tokens.items() <= contents(there).items()
+    assert here.summary == there.summary and here.summary["bad"] == {"malformed_json": 1}
+    assert here.summary["duplicates_dropped"] == 1
+    origin = TokenSplit(there, "train").document_at(0)
+    assert (origin.origin_file, origin.origin_line) == (f"s3://{BUCKET}/pile/train/00.jsonl.zst", 1)
+
+
+def test_folders_and_patterns_are_listed_on_s3_as_on_a_disk(corpus, tmp_path):
+    for pattern, files_found in (("train", 3), ("**/*.zst", 4), ("train/0[01].*", 2), ("val.jsonl.zst", 1)):
+        there = list_sources(jsonl(train=(f"s3://{BUCKET}/pile/{pattern}",)), tmp_path)
+        here = list_sources(jsonl(train=(f"{corpus}/{pattern}",)), tmp_path)
+        names = [[source.origin.rpartition("/pile/")[2] for source in there]]
+        names += [[source.origin.removeprefix(f"{corpus}/") for source in here]]
+        assert names[0] == names[1] and len(names[0]) == files_found
+        assert [source.bytes for source in there] == [source.bytes for source in here]
+
+
+def test_what_is_not_on_s3_is_told(corpus, tmp_path):
+    with pytest.raises(ResourceError, match=r"no file matches s3://.*\.parquet"):
+        make(tmp_path, jsonl(train=(f"s3://{BUCKET}/pile/train/*.parquet",)))
+    with pytest.raises(ResourceError, match="cannot list s3://no-such-bucket"):
+        make(tmp_path, jsonl(train=("s3://no-such-bucket/pile/*.zst",)))
+    assert estimate(jsonl(train=(f"s3://{BUCKET}/pile/train/*.zst",)), cores=2)["problem"] == ""
+
+
+def clear_up_after(weather, failures: int) -> None:
+    while weather.n_failed < failures:
+        time.sleep(0.01)
+    weather.fail_every = 0
+
+
+def test_a_storage_that_breaks_off_is_read_on_from_the_same_place(corpus, weather, monkeypatch):
+    monkeypatch.setattr(files, "BUFFER_BYTES", 1 << 14)  # many requests
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(files, "PAUSES_SECONDS", (0.1, 0.2, 0.5, 1, 2, 4))
+    expected = b"".join(ByteStream(str(corpus / "train/00.jsonl.zst")).chunks())
+    chunks = ByteStream(f"s3://{BUCKET}/pile/train/00.jsonl.zst").chunks()
+    found = next(chunks)
+    weather.fail_every = 1
+    threading.Thread(target=clear_up_after, args=(weather, 10)).start()  # the client itself tries three times
+    found += b"".join(chunks)
+    assert weather.n_failed >= 10
+    assert found == expected
