@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.storage import Storage
 from pipeline.tracking_spool import note_sent, read_lines, sent_bytes, write_whole
 
 logger = logging.getLogger("crate.mlflow")
@@ -33,21 +34,30 @@ KEY = "crate.run"  # tag by which a run is found again
 class Delivery:
     """Sends one spool to one tracking store. Not reachable: the exception of MLflow, requests or the database."""
 
-    def __init__(self, uri: str, spool: Path) -> None:
+    def __init__(self, uri: str, spool: Path, remote: Storage | None = None) -> None:
         import mlflow
         from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)  # the spool is the retry
         MLFLOW_HTTP_REQUEST_TIMEOUT.set(30)
-        self.spool, self.uri = spool, uri
+        self.spool, self.uri, self.remote = spool, uri, remote
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, tuple[int, str, str]] = {}  # key -> (when opened, MLflow's run id, its experiment)
 
     def deliver(self) -> int:
         """One pass over the spool. Returns how many lines were sent."""
+        self._collect()
         folders = [path.parent for path in sorted(self.spool.glob("*/run.json"))]
         return sum(self._deliver_run(folder.name) for folder in folders)
+
+    def _collect(self) -> None:
+        """Bring what workers left on the object storage: files before the lines that speak of them."""
+        names = self.remote.names() if self.remote else []
+        for name in sorted(names, key=lambda name: "/files/" not in name):
+            assert self.remote
+            self.remote.download(name, self.spool / name)
+            self.remote.delete([name])
 
     def clean(self) -> None:
         """Remove the runs of which everything is delivered, their end included."""
@@ -222,13 +232,13 @@ def mark_killed(spool: Path) -> None:
                 file.write(json.dumps(line) + "\n")
 
 
-def serve(uri: str, spool: Path, driver_left: threading.Event) -> int:
+def serve(uri: str, spool: Path, remote: Storage | None, driver_left: threading.Event) -> int:
     """Deliver until the driver has left and everything is sent (0), or cannot be sent (1)."""
     delivery, wait = None, PASS_SECONDS
     while True:
         last = driver_left.is_set()  # read before the pass: what the driver wrote before it left is in this one
         try:
-            delivery = delivery or Delivery(uri, spool)
+            delivery = delivery or Delivery(uri, spool, remote)
             n_lines = delivery.deliver()
             wait = PASS_SECONDS
             if last and not n_lines:
@@ -257,7 +267,7 @@ def main() -> int:
     threading.Thread(target=await_end, daemon=True).start()
     with (spool / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one sender a spool: a sweep's last one may still be at it
-        return serve(order["uri"], spool, left)
+        return serve(order["uri"], spool, Storage(order["remote"]) if order.get("remote") else None, left)
 
 
 def _merged(lines: list[dict[str, Any]], kind: str) -> dict[str, str]:

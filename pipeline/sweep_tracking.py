@@ -39,7 +39,8 @@ class SweepTracking:
     @contextlib.contextmanager
     def start(cls, uri: str, plan: Plan, store: Store) -> Iterator[SweepTracking]:
         folder = store.run_folder(plan.name)
-        runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool")
+        remote = f"{store.place}/runs/{plan.name}/mlflow-spool" if store.storage else ""
+        runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool", remote)
         tags = {
             "git": git_revision() or "",
             "ray": package_version("ray") or "",

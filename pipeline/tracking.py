@@ -38,14 +38,14 @@ class TrackerSpec:
     uri: str = ""
     experiment: str = ""
     run_id: str = ""  # of the cell (or of the parent, for sweep-wide steps): a folder of the spool, a tag in MLflow
-    spool: str = ""  # folder for what is not sent yet
+    spool: str = ""  # folder, or object storage address, for what is not sent yet
 
     def open(self) -> Tracker:
         if not self.uri:
             return NoTracker()
-        from pipeline.tracking_spool import SpoolTracker
+        from pipeline.tracking_spool import SpoolTracker, open_spool
 
-        return SpoolTracker(Path(self.spool) / self.run_id)
+        return SpoolTracker(open_spool(self.spool, self.run_id))
 
 
 class NoTracker:

@@ -18,20 +18,23 @@ from typing import Any
 
 from pipeline.artifacts.store import Artifact
 from pipeline.tracking import TrackerSpec
-from pipeline.tracking_spool import SpoolTracker, flat, shown, write_whole
+from pipeline.tracking_spool import LocalSpool, SpoolTracker, flat, shown, write_whole
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 60.0
 
 
 class TrackedSweep:
-    """One sweep's runs on one tracking server. `uri` may hold a password: it is told to the delivery process alone."""
+    """One sweep's runs on one tracking server. `uri` may hold a password: it is told to the delivery process alone.
 
-    def __init__(self, uri: str, experiment: str, spool: Path) -> None:
+    `spool` is a folder of this machine; `remote` an object storage address where workers of other machines leave theirs.
+    """
+
+    def __init__(self, uri: str, experiment: str, spool: Path, remote: str = "") -> None:
         self.uri, self.experiment = uri, experiment
-        self.spool = (
-            spool / _digest(shown(uri))[:8]
-        ).resolve()  # what was meant for one server is never sent to another
+        server = _digest(shown(uri))[:8]  # what was meant for one server is never sent to another
+        self.spool = (spool / server).resolve()
+        self.workers_spool = f"{remote}/{server}" if remote else str(self.spool)
         self.spool.mkdir(parents=True, exist_ok=True)
         self._own: dict[str, SpoolTracker] = {}
         with (self.spool / "delivery.log").open("a") as log:
@@ -44,11 +47,11 @@ class TrackedSweep:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, which then tells how its runs ended
             )
-        self._tell({"uri": uri, "spool": str(self.spool)})
+        self._tell({"uri": uri, "spool": str(self.spool), "remote": self.workers_spool if remote else ""})
 
     def start_parent(self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackerSpec:
         """Open the sweep's own run, or go on with it."""
-        return self._open(sweep, f"{sweep}-{_digest(str(self.spool), sweep)[:12]}", "", params, tags, ())
+        return self._open(sweep, f"{sweep}-{_digest(self.workers_spool, sweep)[:12]}", "", params, tags, ())
 
     def start_child(
         self,
@@ -135,11 +138,11 @@ class TrackedSweep:
             "datasets": [dict(dataset) for dataset in datasets],
         }
         write_whole(self.spool / key / "run.json", json.dumps(opening))
-        return TrackerSpec(shown(self.uri), self.experiment, key, str(self.spool))
+        return TrackerSpec(shown(self.uri), self.experiment, key, self.workers_spool)
 
     def _tracker(self, spec: TrackerSpec) -> SpoolTracker:
         if spec.run_id not in self._own:
-            self._own[spec.run_id] = SpoolTracker(Path(spec.spool) / spec.run_id, background=False)
+            self._own[spec.run_id] = SpoolTracker(LocalSpool(self.spool / spec.run_id), background=False)
         return self._own[spec.run_id]
 
     def _tell(self, message: Mapping[str, Any]) -> None:

@@ -6,7 +6,9 @@
     <spool>/<run>/files/           copies of the files to be kept with the run
 
 A file has one writer and one reader, and only grows, so nobody waits for anybody; every line carries its own time, so a
-line that is delivered twice (a crash between sending and noting) is one and the same metric to the server.
+line that is delivered twice (a crash between sending and noting) is one and the same metric to the server. Where workers do
+not share a disk with the driver (a store on an object storage), they write every batch of lines as an object of its own,
+which the delivery brings into the driver's folder.
 """
 
 from __future__ import annotations
@@ -24,23 +26,78 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from pipeline.artifacts.storage import Storage
+from pipeline.errors import ClientError
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
+REMOTE_FLUSH_SECONDS = 10.0
+MOST_KEPT = 100_000  # lines kept in memory while they cannot be written
 SYSTEM_SECONDS = 10.0  # between two samples of the machine
 
 
-class SpoolTracker:
-    """The writing end, a `Tracker`. Calls put a line into memory; a thread writes the lines once a second and samples the
-    machine. Without `background` each call writes at once, and nothing is sampled.
+class Spool(Protocol):
+    """Where one writer's lines and files of a run go."""
 
-    A disk that is full or gone loses lines, told once in the log, and never stops the run.
+    flush_seconds: float
+
+    def append(self, writer: str, text: str) -> None: ...
+
+    def add_file(self, name: str, path: Path) -> None: ...
+
+
+class LocalSpool:
+    """A run's folder on a disk that the driver sees."""
+
+    flush_seconds = FLUSH_SECONDS
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def append(self, writer: str, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{writer}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def add_file(self, name: str, path: Path) -> None:
+        copy = self.folder / "files" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+class RemoteSpool:
+    """A run's prefix on an object storage."""
+
+    flush_seconds = REMOTE_FLUSH_SECONDS
+
+    def __init__(self, url: str, run_id: str) -> None:
+        self.storage, self.run_id, self._parts = Storage(url), run_id, 0
+
+    def append(self, writer: str, text: str) -> None:
+        self.storage.write(f"{self.run_id}/{writer}-{self._parts:06d}.jsonl", text.encode())
+        self._parts += 1
+
+    def add_file(self, name: str, path: Path) -> None:
+        self.storage.write(f"{self.run_id}/files/{name}", path.read_bytes())
+
+
+def open_spool(place: str, run_id: str) -> Spool:
+    return RemoteSpool(place, run_id) if "://" in place else LocalSpool(Path(place) / run_id)
+
+
+class SpoolTracker:
+    """The writing end, a `Tracker`. Calls put a line into memory; a thread writes the lines and samples the machine.
+    Without `background` each call writes at once, and nothing is sampled.
+
+    A disk or storage that fails keeps the lines in memory for the next attempt, is told once in the log, and never stops
+    the run.
     """
 
-    def __init__(self, run_folder: Path, background: bool = True) -> None:
-        self.folder = run_folder
-        self.path = run_folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+    def __init__(self, spool: Spool, background: bool = True) -> None:
+        self.spool = spool
+        self.writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lines: collections.deque[dict[str, Any]] = collections.deque()
         self._complained = False
         self._closing = threading.Event()
@@ -61,11 +118,9 @@ class SpoolTracker:
     def file(self, path: Path, folder: str = "") -> None:
         # A copy: the artifact's folder is renamed when it is published, and the store may be cleaned before delivery.
         name = f"{uuid.uuid4().hex[:8]}/{path.name}"
-        copy = self.folder / "files" / name
         try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        except OSError as error:
+            self.spool.add_file(name, path)
+        except (OSError, ClientError) as error:
             self._complain(error)
             return
         self._put({"file": name, "folder": folder})
@@ -95,7 +150,7 @@ class SpoolTracker:
 
     def _write_until_closed(self) -> None:
         next_sample = time.monotonic() + SYSTEM_SECONDS
-        while not self._closing.wait(FLUSH_SECONDS):
+        while not self._closing.wait(self.spool.flush_seconds):
             if time.monotonic() >= next_sample:
                 self.metrics(system_metrics(), step=int(time.time()))
                 next_sample += SYSTEM_SECONDS
@@ -107,15 +162,14 @@ class SpoolTracker:
         if not lines:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        except OSError as error:
+            self.spool.append(self.writer, "".join(json.dumps(line) + "\n" for line in lines))
+        except (OSError, ClientError) as error:
+            self._lines.extendleft(reversed(lines[-MOST_KEPT:]))
             self._complain(error)
 
-    def _complain(self, error: OSError) -> None:
+    def _complain(self, error: Exception) -> None:
         if not self._complained:
-            logger.warning("tracking lines are lost: cannot write in %s: %s", self.folder, error.strerror or error)
+            logger.warning("tracking cannot be written: %s", str(error).partition("\n")[0])
         self._complained = True
 
 
