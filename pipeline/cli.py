@@ -103,10 +103,46 @@ def _import_checkpoint(options: argparse.Namespace) -> int:
     return import_checkpoint(options.checkpoint, options.folder, options.activation, options.tokenizer)
 
 
+def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
+    from pipeline.forecast.table import add_arguments
+
+    _show_arguments(parser)
+    add_arguments(parser)
+
+
+def _forecast(options: argparse.Namespace) -> int:
+    from pipeline.config_load import load_config
+    from pipeline.forecast.table import show
+
+    return show(load_config(options.config, options.set), options)
+
+
+def _neuron_arguments(parser: argparse.ArgumentParser) -> None:
+    _cell_arguments(parser)
+    parser.add_argument("--layer", type=int, required=True, help="from 0")
+    parser.add_argument("--neuron", type=int, required=True, help="from 0")
+    parser.add_argument("--features", action="store_true", help="a feature of the layer's sparse autoencoder instead")
+    parser.add_argument("--excerpts", type=int, default=5, help="shown of each kind")
+
+
+def _neuron(options: argparse.Namespace) -> int:
+    from pipeline.browse import artifact_of
+    from pipeline.report.one_neuron import print_neuron
+    from pipeline.runtime import open_store
+
+    store, cell = open_store(options.store), options.cell
+    records, scores = ("features", "interpret_features") if options.features else ("activations", "interpret")
+    steps = {"tokens": "tokens", "records": f"{cell}/{records}", "scores": f"{cell}/{scores}"}
+    inputs = {role: artifact_of(store, options.run, step) for role, step in steps.items()}
+    print_neuron(inputs, options.layer, options.neuron, options.excerpts)
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command]] = {
     "sweep": ("run a whole study (the same as pipeline/sweep.py)", sweep.add_arguments, sweep.run),
     "show": ("print every value of a configuration and where it comes from", _show_arguments, _show),
     "doctor": ("say what this machine offers and what would be used", _doctor_arguments, _doctor),
+    "forecast": ("play a sweep through for a cluster: hours, bounds, cost", _forecast_arguments, _forecast),
     "status": ("say how far a sweep is, from the store alone", _run_arguments, _status),
     "inspect-batch": ("show the documents and text of a training step's batch", _inspect_arguments, _inspect_batch),
     "import-checkpoint": (
@@ -114,5 +150,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command
         _import_arguments,
         _import_checkpoint,
     ),
+    "neuron": ("show one neuron's scores and excerpts", _neuron_arguments, _neuron),
     "verify": ("hash every artifact of a sweep against its manifest", _run_arguments, _verify),
 }
