@@ -23,10 +23,7 @@ class Span:
     width: int
     n_rows: int
     edges: tuple[float, ...]  # inner edges of the quantile bins, as shares of the tokens
-
-    @property
-    def n_bins(self) -> int:
-        return len(self.edges) + 1
+    n_bins: int  # that are sampled, from the lowest
 
 
 @dataclass(frozen=True)
@@ -55,28 +52,41 @@ class Corpus:
                 f"val has {self.split.n_tokens} tokens, less than one window of {self.n_ctx}",
                 fix="Hold out more text (tokens.val_fraction), or use a smaller model.n_ctx.",
             )
-        if max(config.window, config.window_short) > self.n_ctx:
+        if config.window_short >= config.window:
             raise ConfigError(
-                f"excerpts of {max(config.window, config.window_short)} tokens do not fit into rows of {self.n_ctx}",
-                fix="Lower activations.window and activations.window_short, or raise model.n_ctx.",
+                f"activations.window_short is {config.window_short}, not less than activations.window, {config.window}",
+                fix="The paper has 8 and 64.",
+            )
+        if config.window > self.n_ctx:
+            raise ConfigError(
+                f"excerpts of {config.window} tokens do not fit into rows of {self.n_ctx}",
+                fix="Lower activations.window, or raise model.n_ctx.",
             )
         rows = min(self.n_rows, self.n_rows_short)
-        if config.top + config.random > rows:
+        if config.protocol == "corrected" and config.top + config.random > rows:
             raise ConfigError(
                 f"{config.top} top and {config.random} random excerpts a neuron cannot be had from {rows} rows of text: "
                 "each gives one excerpt at most",
                 fix="Lower activations.top and activations.random, or raise activations.tokens and tokens_short, "
                 "or hold out more text.",
             )
+        if config.top > rows * self.n_ctx:
+            raise ConfigError(
+                f"{config.top} top excerpts a neuron cannot be had from {rows * self.n_ctx} tokens",
+                fix="Lower activations.top, or raise activations.tokens and tokens_short.",
+            )
 
     @property
     def spans(self) -> tuple[Span, Span]:
-        """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric)."""
+        """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric).
+
+        The released code never samples the top twelfth for the short ones, and neither does `paper`.
+        """
         config = self.config
         twelfths = tuple(i / 12 for i in range(1, 12))
         return (
-            Span(config.window, self.n_rows, (0.5, 0.9, 0.99, 0.999)),
-            Span(config.window_short, self.n_rows_short, twelfths),
+            Span(config.window, self.n_rows, (0.5, 0.9, 0.99, 0.999), 5),
+            Span(config.window_short, self.n_rows_short, twelfths, 11 if config.protocol == "paper" else 12),
         )
 
     @property
@@ -105,6 +115,8 @@ class Corpus:
 
         An excerpt has its token in the middle, or as near to it as the edges of the document and the row allow.
         """
+        if self.config.protocol == "paper":
+            return np.maximum(positions - width // 2, 0), np.ones(len(positions), bool)
         document = np.searchsorted(self._document_starts, positions, side="right") - 1
         row_begins = positions // self.n_ctx * self.n_ctx
         begins = np.maximum(self._document_starts[document], row_begins)

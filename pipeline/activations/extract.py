@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.activations.block import Block
 from pipeline.activations.collector import SiteCollector
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.job import Job
@@ -46,27 +47,53 @@ class Extractor:
         collectors = {
             site.name: SiteCollector(
                 site.name,
-                self.corpus.spans,
+                self.corpus,
                 self.job.wanted(),
-                [self._edges[site.name, span.width] for span in self.corpus.spans],
+                {span.width: self._edges[site.name, span.width] for span in self.corpus.spans},
             )
             for site in self.reader.sites
         }
         batches = self.job.shards[shard]
-        for batch in batches:
-            self._read_batch(batch, collectors)
+        for batch, blocks in self._blocks(batches):
+            for name, block in blocks:
+                collectors[name].add(batch, block)
         tensors = {f"{name}:{part}": t for name, c in collectors.items() for part, t in c.tensors().items()}
         facts = {"sites": json.dumps([site.facts() for site in self.reader.sites])}
         write_whole(self.job, self.job.shard_file(shard), lambda path: save_file(tensors, path, metadata=facts))
         return self.corpus.n_tokens(batches)
 
-    def _read_batch(self, batch: int, collectors: dict[str, SiteCollector]) -> None:
+    def _blocks(self, batches: range) -> Iterator[tuple[int, Iterable[tuple[str, Block]]]]:
+        """Each batch with its blocks by site."""
+        if self.job.config.protocol == "corrected":
+            for batch in batches:
+                yield batch, ((name, Block(values, self._first(batch))) for name, values in self._read(batch))
+            return
+        # Excerpts may cross into the neighbouring batches, so these are read too, at both ends of the shard.
+        before = dict(self._read(batches.start - 1)) if batches.start else {}
+        values = dict(self._read(batches.start))
+        for batch in batches:
+            after = dict(self._read(batch + 1)) if batch + 1 < self.corpus.n_batches else {}
+            yield (
+                batch,
+                [
+                    (name, Block(v, self._first(batch), _flat(before.get(name)), _flat(after.get(name))))
+                    for name, v in values.items()
+                ],
+            )
+            before, values = values, after
+
+    def _first(self, batch: int) -> int:
+        return self.corpus.rows(batch).start * self.corpus.n_ctx
+
+    def _read(self, batch: int) -> Iterator[tuple[str, Tensor]]:
         import torch
 
-        rows = self.corpus.rows(batch)
-        places = [[self.corpus.places(row, span.width) for row in rows] for span in self.corpus.spans]
         for site, values in self.reader.read(torch.from_numpy(self.corpus.ids(batch))):
-            collectors[site.name].add(batch, rows.start, values, places)
+            yield site.name, values
+
+
+def _flat(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.flatten(0, 1)
 
 
 def measured_edges(job: Job, corpus: Corpus, reader: Reader, first: int) -> dict[tuple[str, int], Tensor]:

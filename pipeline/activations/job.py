@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.activations.collector import Wanted
 from pipeline.activations.corpus import Corpus, pilot_batches
+from pipeline.activations.wanted import Wanted
 from pipeline.artifacts.checkpoint import model_config
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.activations.priority import LARGEST, SMALLEST
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,6 +34,40 @@ def order_keys(values: Tensor, priorities: Tensor) -> Tensor:
     spread = (priorities * -1640531535 >> 10) & (ZERO_KEYS - 1)  # 0x9E3779B1: the low bits decide the upper ones
     zero = ~((ordered | -ordered) >> 31)  # all ones where the value is 0
     return (ordered >> 1) | (spread & zero)
+
+
+def descending(values: Tensor) -> Tensor:
+    """int32 that fall as the float32 values rise."""
+    import torch
+
+    bits = (values + 0.0).view(torch.int32)
+    return ~(bits ^ ((bits >> 31) & LARGEST))
+
+
+def least_in_bins(h: Tensor, order: Tensor, edges: Tensor, n_bins: int) -> Tensor:
+    """The smallest hash (neurons, bins) of the tokens in each quantile bin, LARGEST where there is no token.
+
+    `h`, `order` (tokens, neurons), `edges` (inner edges, neurons), all int32. Masks are whole numbers of all ones or zeros, which
+    is several times faster than `where`.
+    """
+    import torch
+
+    below = [(order - edge).bitwise_right_shift_(31) for edge in edges]  # all ones: below the edge
+    least = []
+    for bin_ in range(n_bins):
+        outside = ~below[bin_] if bin_ < len(below) else torch.zeros_like(below[0])
+        if bin_:
+            outside |= below[bin_ - 1]
+        least.append(torch.maximum(h, outside.bitwise_xor_(SMALLEST)).amin(0))
+    return torch.stack(least, 1)
+
+
+def bin_bounds(edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest order keys of the bins and of the bins above them, (bins, neurons)."""
+    import torch
+
+    outer = torch.full_like(edges[:1], 1 << 30)
+    return torch.cat([-outer, edges]), torch.cat([edges, outer])
 
 
 def n_levels(signed: bool) -> int:

@@ -42,6 +42,8 @@ class Reservoir:
 
         `excerpts(neurons, which, positions)` gives the activations (n, width) of those that are kept: candidate `which` of m.
         """
+        import torch
+
         neurons, bins = (keys.amin(2) < self.worst).nonzero(as_tuple=True)
         if not len(neurons):
             return
@@ -49,7 +51,7 @@ class Reservoir:
         both = self.keys.new_empty((len(neurons), capacity + keys.shape[2]))
         both[:, :capacity], both[:, capacity:] = self.keys[neurons, bins], keys[neurons, bins]
         best = both.topk(capacity, largest=False, sorted=False)
-        kept = both.new_zeros(both.shape, dtype=bool).scatter_(1, best.indices, True)
+        kept = torch.zeros_like(both, dtype=torch.bool).scatter_(1, best.indices, True)
         # As many leave a group as enter it: listed group by group, they can be exchanged one for one.
         leaving, places = (~kept[:, :capacity]).nonzero(as_tuple=True)
         _, which = kept[:, capacity:].nonzero(as_tuple=True)

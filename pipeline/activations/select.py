@@ -1,4 +1,4 @@
-"""From candidates to excerpts: put the workers' parts together and let every row give at most one excerpt a neuron and width.
+"""From candidates to excerpts: the workers' parts are put together and, by `corrected`, rows give one excerpt each at most.
 
 The top excerpts come first, then the random ones, then the quantile bins take turns, so that where rows are few every bin goes
 short alike. Then no passage that explains a neuron can also score it.
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.activations.collector import Wanted
 from pipeline.activations.corpus import Corpus, Span
 from pipeline.activations.reservoir import EMPTY, POSITION_MASK, merge
 from pipeline.activations.sites import Site
+from pipeline.activations.wanted import Wanted
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURONS_A_ROW_GROUP
 
 Candidates = tuple[np.ndarray, np.ndarray]  # keys (neurons, bins, capacity) ascending, activations (..., width)
@@ -31,16 +31,16 @@ def excerpt_tables(
         some = slice(first, first + NEURONS_A_ROW_GROUP)
         merged = {kind: merge([(keys[some], acts[some]) for keys, acts in of_kind]) for kind, of_kind in parts.items()}
         chosen = choose({kind: keys for kind, (keys, _) in merged.items()}, wanted, corpus)
-        tables, short = [], {}
-        for kind, mask in chosen.items():
-            tables.append(_table(merged[kind], mask, kind, first, site, span, corpus))
-            counts = {"top": wanted.top, "random": wanted.random, "quantile": span.n_bins * wanted.per_quantile}
-            short[kind] = len(mask) * counts[kind] - int(mask.sum())
+        tables = [_table(merged[kind], mask, kind, first, site, span, corpus) for kind, mask in chosen.items()]
+        asked = {"top": wanted.top, "random": wanted.random, "quantile": span.n_bins * wanted.per_quantile}
+        short = {kind: len(mask) * asked[kind] - int(mask.sum()) for kind, mask in chosen.items()}
         yield pa.concat_tables(tables).sort_by([("neuron", "ascending")]), short
 
 
 def choose(keys: dict[str, np.ndarray], wanted: Wanted, corpus: Corpus) -> dict[str, np.ndarray]:
     """Which candidates (neurons, bins, capacity) become excerpts, by kind."""
+    if corpus.config.protocol == "paper":
+        return {kind: k != EMPTY for kind, k in keys.items()}
     n_neurons = len(keys["top"])
     n_rows = max(corpus.n_rows, corpus.n_rows_short)
     taken = np.zeros((n_neurons, n_rows + 1), bool)  # the last column stands for candidates that are not there
@@ -72,7 +72,10 @@ def _table(
     neurons, bins, _ = np.nonzero(mask)
     positions = keys[mask] & POSITION_MASK
     starts, _ = corpus.excerpt_starts(positions, span.width)
-    offsets = pa.array(np.arange(len(positions) + 1, dtype=np.int32) * span.width)
+    values, lengths = activations[mask], np.full(len(positions), span.width)
+    if corpus.config.protocol == "paper":
+        values, lengths = _cut(values, positions - span.width // 2, span.n_rows * corpus.n_ctx)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     ranks = (np.cumsum(mask, axis=2) - 1)[mask]
     columns = {
         "site": pa.repeat(site.name, len(positions)),
@@ -84,6 +87,13 @@ def _table(
         "rank": ranks.astype(np.int32),
         "start": starts,
         "center": (positions - starts).astype(np.int32),
-        "activations": pa.ListArray.from_arrays(offsets, pa.array(activations[mask].ravel())),
+        "activations": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel())),
     }
     return pa.table(columns).cast(EXCERPT_SCHEMA)
+
+
+def _cut(values: np.ndarray, begins: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Excerpts (n, width) that begin at `begins` without what lies before and after the text: flat values, and lengths (n,)."""
+    tokens = begins[:, None] + np.arange(values.shape[1])
+    inside = (tokens >= 0) & (tokens < n_tokens)
+    return values[inside], inside.sum(axis=1)

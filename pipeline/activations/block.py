@@ -1,0 +1,63 @@
+"""One batch of one site's activations, with what the candidates of both widths need of it, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.activations.priority import priorities, token_hashes
+from pipeline.activations.quantiles import order_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Block:
+    """`values` (rows, n_ctx, neurons) float32; `first` is the position in val of their first token.
+
+    `before` and `after` (tokens, neurons) are the last and the first tokens of the neighbouring batches, for excerpts that cross
+    into them (protocol `paper`); None at the ends of the text.
+    """
+
+    values: Tensor
+    first: int
+    before: Tensor | None = None
+    after: Tensor | None = None
+
+    @property
+    def first_row(self) -> int:
+        return self.first // self.values.shape[1]
+
+    def hashes(self, row: int, seed: int, of_neurons: Tensor) -> tuple[Tensor, Tensor]:
+        """Hashes and order keys (n_ctx, neurons) int32 of a row's tokens."""
+        import torch
+
+        if row not in self._hashed:
+            n_ctx = self.values.shape[1]
+            of_tokens = token_hashes(seed, np.arange(n_ctx) + self.first + row * n_ctx)
+            h = priorities(torch.from_numpy(of_tokens).to(self.values.device), of_neurons)
+            self._hashed[row] = h, order_keys(self.values[row], h)
+        return self._hashed[row]
+
+    @cached_property
+    def _hashed(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
+    @cached_property
+    def by_neuron(self) -> Tensor:
+        """(rows, neurons, n_ctx): a neuron's neighbouring tokens lie together, so that excerpts are copied whole."""
+        return self.values.transpose(1, 2).contiguous()
+
+    def flat_by_neuron(self, margin: int) -> Tensor:
+        """(neurons, margin + tokens + margin): all rows as one text, with `margin` tokens of the neighbours or zeros."""
+        import torch
+
+        flat = self.values.flatten(0, 1)
+        nothing = flat.new_zeros((margin, flat.shape[1]))
+        before = nothing if self.before is None else self.before[-margin:]
+        after = nothing if self.after is None else self.after[:margin]
+        return torch.cat([before, flat, after]).T.contiguous()

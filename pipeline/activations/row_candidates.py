@@ -1,0 +1,78 @@
+"""Candidates for excerpts, protocol `corrected`: of every row at most one for the top excerpts, one for the random ones and one
+a quantile bin, inside a document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.activations.block import Block
+from pipeline.activations.corpus import Places, Span
+from pipeline.activations.priority import LARGEST, positions_of
+from pipeline.activations.quantiles import descending, least_in_bins
+from pipeline.activations.reservoir import NONE, POSITION_BITS, Reservoir
+from pipeline.activations.wanted import SPARE, Wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RowCandidates:
+    def __init__(self, span: Span, wanted: Wanted, edges: Tensor, of_neurons: Tensor) -> None:
+        """`edges` (neurons, inner edges) int32: order keys at which the quantile bins above the first begin."""
+        n_neurons, device = len(edges), edges.device
+        self.span, self.seed = span, wanted.seed
+        self.top = Reservoir(n_neurons, 1, wanted.top, span.width, device)
+        self.random = Reservoir(n_neurons, 1, SPARE * wanted.random, span.width, device)
+        self.quantile = Reservoir(n_neurons, span.n_bins, SPARE * wanted.per_quantile, span.width, device)
+        self._edges = edges.T.contiguous()
+        self._of_neurons = of_neurons
+
+    def reservoirs(self) -> dict[str, Reservoir]:
+        return {"top": self.top, "random": self.random, "quantile": self.quantile}
+
+    def add(self, block: Block, places: list[Places]) -> None:
+        """Rows of a block, as many as there are `places`."""
+        import torch
+
+        n_ctx, device = block.values.shape[1], block.values.device
+        top, random, quantile = (
+            torch.full((*r.worst.shape, len(places)), NONE, device=device) for r in self.reservoirs().values()
+        )
+        for index, place in enumerate(places):
+            row, (h, order) = block.values[index], block.hashes(index, self.seed, self._of_neurons)
+            positions = torch.from_numpy(place.positions).to(device)
+            if len(positions) < n_ctx:
+                row, h, order = row[positions], h[positions], order[positions]
+            if len(row):
+                self._add_top(row, block.first + index * n_ctx + positions, top[:, 0, index])
+                self._add_hashed(~h.amax(0)[:, None], self.random, random[:, :, index])
+                self._add_hashed(
+                    least_in_bins(h, order, self._edges, self.span.n_bins), self.quantile, quantile[:, :, index]
+                )
+        starts = torch.from_numpy(np.stack([place.starts for place in places])).to(device)
+        windows = block.by_neuron.unfold(2, self.span.width, 1)  # (rows, neurons, starts, width)
+
+        def excerpts(neurons: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+            return windows[rows, neurons, starts[rows, positions - block.first - rows * n_ctx]]
+
+        for reservoir, keys in zip(self.reservoirs().values(), (top, random, quantile), strict=True):
+            reservoir.offer(keys, excerpts)
+
+    def _add_top(self, row: Tensor, positions: Tensor, keys: Tensor) -> None:
+        """Key of the row's highest activation, the first among equals."""
+        highest = row.amax(0)
+        priority = descending(highest)
+        neurons = (priority <= self.top.worst_priority()[:, 0]).nonzero()[:, 0]
+        where = (row[:, neurons] == highest[neurons]).int().argmax(0)
+        keys[neurons] = (priority[neurons].long() << POSITION_BITS) | positions[where]
+
+    def _add_hashed(self, priority: Tensor, reservoir: Reservoir, keys: Tensor) -> None:
+        """Keys of priorities (neurons, bins) that are hashes; the random excerpts' are inverted, so that theirs are the largest
+        hashes where the bins have the smallest, and the two samples do not coincide."""
+        neurons, bins = (priority <= reservoir.worst_priority()).nonzero(as_tuple=True)
+        chosen = priority[neurons, bins]
+        hashes = ~chosen if reservoir is self.random else chosen
+        positions = positions_of(hashes, self._of_neurons[neurons], self.seed)
+        keys[neurons, bins] = ((chosen.long() << POSITION_BITS) | positions).masked_fill(chosen == LARGEST, NONE)
