@@ -114,7 +114,7 @@ class SyntheticSweep:
         loss = final_loss(model) + 0.002 * rng.standard_normal()
         writers: dict[str, Callable[[Path], dict[str, Any]]] = {
             "pretrain": lambda folder: write_pretrain(folder, model, loss, tokens, rng),
-            "evaluate": lambda folder: write_evaluate(folder, loss),
+            "evaluate": lambda folder: write_evaluate(folder, loss, model),
             "activations": lambda folder: self.write_records(folder, sites_of(model), rng),
             "interpret": lambda folder: write_interpret(folder, sites_of(model), model.architecture, rng),
             "steer": lambda folder: write_steer(folder),
@@ -209,7 +209,7 @@ def write_pretrain(
     return facts | {"train_tokens": steps * 1024, "val_loss": loss, "train_loss": loss, "optimizer": "torch"}
 
 
-def write_evaluate(folder: Path, loss: float) -> dict[str, Any]:
+def write_evaluate(folder: Path, loss: float, model: ModelConfig) -> dict[str, Any]:
     totals = evaluation.DomainTotals(("Github", "StateOfTheUnion"))
     totals.sums[:] = [[3e4 * (loss - 0.4), 1e5 * (loss + 0.12)], [3e4, 1e5], [7e4, 4.2e5]]
     words = [" the", " a", " China", " Beijing", "\n", " our", " this", " that", " which", ","]
@@ -217,7 +217,17 @@ def write_evaluate(folder: Path, loss: float) -> dict[str, Any]:
         {"prompt": prompt, "words": [{"token": w, "probability": 0.2 / (i + 1)} for i, w in enumerate(words)]}
         for prompt in ("They saw some boats on the", "Beijing is the capital of")
     ]
-    evaluation.write_evaluation(folder, totals, samples)
+    crate = model.architecture == "crate"
+    layers = [
+        {
+            "layer": layer,
+            "coding_rate_before": 60.0 - layer if crate else None,
+            "coding_rate": 45.0 - 2 * layer if crate else None,
+            "fraction_nonzero": 0.1,
+        }
+        for layer in range(model.n_layer)
+    ]
+    evaluation.write_evaluation(folder, totals, samples, layers)
     facts = {"val_loss": totals.loss, "bits_per_byte": totals.bits_per_byte}
     return facts | {"val_tokens": 130_000, "unigram_entropy": 6.93}
 

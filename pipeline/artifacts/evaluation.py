@@ -23,7 +23,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, token_bytes
 
-DOMAINS, NEXT_WORDS = "domains.parquet", "next_words.json"
+DOMAINS, LAYERS, NEXT_WORDS = "domains.parquet", "layers.parquet", "next_words.json"
 DOMAIN_SCHEMA = pa.schema(
     [
         ("domain", pa.string()),
@@ -31,6 +31,14 @@ DOMAIN_SCHEMA = pa.schema(
         ("n_bytes", pa.int64()),
         ("loss", pa.float64()),
         ("bits_per_byte", pa.float64()),
+    ]
+)
+LAYER_SCHEMA = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("coding_rate_before", pa.float64()),  # R^c in nats a token, before the layer's attention; null for GPT-2
+        ("coding_rate", pa.float64()),  # and after it
+        ("fraction_nonzero", pa.float64()),  # of the layer's neurons
     ]
 )
 
@@ -134,14 +142,22 @@ def _bytes_of(targets: NDArray[np.int64]) -> NDArray[np.int64]:
     return _byte_lengths()[targets]
 
 
-def write_evaluation(folder: Path, totals: DomainTotals, next_words: list[dict[str, Any]]) -> None:
-    """`next_words`: [{"prompt", "words": [{"token", "probability"}]}]."""
+def write_evaluation(
+    folder: Path, totals: DomainTotals, next_words: list[dict[str, Any]], layers: list[dict[str, Any]]
+) -> None:
+    """`next_words`: [{"prompt", "words": [{"token", "probability"}]}]; `layers`: rows as LAYER_SCHEMA."""
     pq.write_table(totals.table(), folder / DOMAINS)
+    pq.write_table(pa.Table.from_pylist(layers, schema=LAYER_SCHEMA), folder / LAYERS)
     (folder / NEXT_WORDS).write_text(json.dumps(next_words, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_domains(artifact: Artifact) -> pa.Table:
     return pq.read_table(artifact.file(DOMAINS))
+
+
+def read_layers(artifact: Artifact) -> pa.Table:
+    """One row a layer, as LAYER_SCHEMA."""
+    return pq.read_table(artifact.file(LAYERS))
 
 
 def read_next_words(artifact: Artifact) -> list[dict[str, Any]]:

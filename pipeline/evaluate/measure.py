@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from crate_model.diagnostics import diagnose
 from crate_model.model import LanguageModel
 from pipeline.artifacts.checkpoint import load_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
@@ -15,6 +17,7 @@ from pipeline.artifacts.vocabulary import N_TOKENS, gpt2_encoding
 from pipeline.config import EvaluateConfig
 from pipeline.stage import Context
 
+DIAGNOSED_WINDOWS = 16
 TOKENS_A_PASS = {"cpu": 8192, "cuda": 65_536}
 
 
@@ -40,6 +43,13 @@ def measure_loss(
         progress.update(totals.n_tokens, loss=round(totals.loss, 3))
     progress.update(progress.state.total)
     return totals
+
+
+def diagnose_layers(model: LanguageModel, device: torch.device, tokens: Artifact) -> list[dict[str, Any]]:
+    """Sparsity and coding rate of every layer on a few windows spread over val."""
+    windows = ValWindows(TokenSplit(tokens, "val"), model.config.n_ctx, DIAGNOSED_WINDOWS * model.config.n_ctx)
+    batch = next(windows.batches(DIAGNOSED_WINDOWS))
+    return [asdict(layer) for layer in diagnose(model, torch.from_numpy(batch.ids).to(device))]
 
 
 def next_words(model: LanguageModel, device: torch.device, config: EvaluateConfig) -> list[dict[str, Any]]:

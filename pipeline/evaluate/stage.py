@@ -19,11 +19,12 @@ class EvaluateSettings:
 def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
     """Measure one model on the val split, on this process's device."""
     from pipeline.artifacts.evaluation import write_evaluation
-    from pipeline.evaluate.measure import device_and_model, measure_loss, next_words
+    from pipeline.evaluate.measure import device_and_model, diagnose_layers, measure_loss, next_words
 
     device, model = device_and_model(inputs["pretrain"], context.runtime.threads_per_worker)
     totals = measure_loss(model, device, inputs["tokens"], settings.evaluate.val_tokens, context)
-    write_evaluation(out_folder, totals, next_words(model, device, settings.evaluate))
+    layers = diagnose_layers(model, device, inputs["tokens"])
+    write_evaluation(out_folder, totals, next_words(model, device, settings.evaluate), layers)
     summary = {
         "val_loss": totals.loss,
         "bits_per_byte": totals.bits_per_byte,
@@ -39,4 +40,4 @@ def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: 
     return summary
 
 
-STAGE = Stage("evaluate", 1, "cell", ("tokens", "pretrain"), EvaluateSettings, run, computes=True)
+STAGE = Stage("evaluate", 2, "cell", ("tokens", "pretrain"), EvaluateSettings, run, computes=True)

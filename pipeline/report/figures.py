@@ -23,6 +23,7 @@ def all_figures(study: Study, tables: Tables) -> list[Figure]:
         figures_scores.against_tokens(study, means),
         figures_scores.coverage(study, scores),
         figures_scores.sparsity(study, tables.get("layer_statistics", [])),
+        figures_scores.coding_rate(study, tables.get("layer_diagnostics", [])),
         figures_edits.steering_doses(study, tables.get("steering_doses", [])),
         figures_edits.autoencoders(study, tables.get("saes", [])),
     ]

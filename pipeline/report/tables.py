@@ -30,6 +30,7 @@ def all_tables(study: Study) -> Tables:
         "offsets": offset_rows(study),
         "curves": _each(study, "pretrain", curve_rows),
         "domains": _each(study, "evaluate", lambda cell, made: evaluation.read_domains(made).to_pylist()),
+        "layer_diagnostics": _each(study, "evaluate", lambda cell, made: evaluation.read_layers(made).to_pylist()),
         "next_words": _each(study, "evaluate", next_word_rows),
         "layer_scores": [
             *_each(study, "interpret", layer_score_rows),
