@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from pipeline.errors import ResourceError
 
 CHUNK_BYTES = 1 << 18  # decompressed at a time: stays in the processor's cache
 BUFFER_BYTES = 4 << 20  # asked of a file or an object storage at a time
-PAUSES_SECONDS = (0.5, 2, 8, 30)  # between attempts to read on
 STORAGE_FIX = (
     "Check the path, the rights and the network; for s3:// the credentials and AWS_ENDPOINT_URL. Then run again."
 )
@@ -89,8 +87,7 @@ def _glob(system: fs.FileSystem, name: str) -> list[fs.FileInfo]:
 class CountedReader:
     """A raw file that knows how far it was read, and keeps apart its own errors from those of a decoder above it.
 
-    A read that fails is tried again from the same place: an object storage breaks off now and then, and a shard of the
-    Pile is a long read.
+    A storage that answers 500 or breaks off is asked again by its client, some thirty times, before that is an error.
     """
 
     closed = False
@@ -103,25 +100,20 @@ class CountedReader:
         self._file: pa.NativeFile | None = None
 
     def read(self, n_bytes: int = -1) -> bytes:
-        for pause_seconds in (*PAUSES_SECONDS, None):
-            try:
-                data = self._opened().read(n_bytes)
-                break
-            except OSError as error:
-                self._file = None
-                if pause_seconds is None or isinstance(error, FileNotFoundError | PermissionError):
-                    self.error = error
-                    raise
-                time.sleep(pause_seconds)
+        try:
+            if self._file is None:
+                self._file = self._opened()
+            data = self._file.read(n_bytes)
+        except OSError as error:
+            self.error = error
+            raise
         self.position += len(data)
         return data
 
     def _opened(self) -> pa.NativeFile:
-        if self._file is None:
-            file = self._system.open_input_file(self._name)
-            file.seek(self.position)
-            self._file = pa.BufferedInputStream(file, BUFFER_BYTES)
-        return self._file
+        file = self._system.open_input_file(self._name)
+        file.seek(self.position)
+        return pa.BufferedInputStream(file, BUFFER_BYTES)
 
     def reraise(self) -> None:
         """After an error: raise ResourceError if it came from the disk or the network, not from what was read."""
