@@ -92,15 +92,6 @@ class SparseAutoencoder(nn.Module):
         return self.decode(self.encode(v))
 
     @torch.no_grad()
-    def project_decoder_gradient(self) -> None:
-        """Take from each decoder row's gradient its part along the row, which would only change the norm."""
-        if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True) / self.W_dec.norm(
-                dim=1, keepdim=True
-            ).square()
-            self.W_dec.grad.sub_(along * self.W_dec)
-
-    @torch.no_grad()
     def normalise_decoder(self) -> None:
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True) + NORM_GUARD)
 
@@ -113,6 +104,12 @@ class SparseAutoencoder(nn.Module):
             self.log_threshold.sub_(torch.tensor(factor).log())
         if self.config.variant == "batchtopk":
             self.threshold.div_(factor)
+
+
+def without_radial_part(gradient: Float[Tensor, "n d"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The gradient of each decoder row less its part along the row, which would only change the row's norm."""
+    along = (gradient * rows).sum(dim=1, keepdim=True) / rows.square().sum(dim=1, keepdim=True)
+    return gradient - along * rows
 
 
 def keep_largest(values: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch n"]:

@@ -43,7 +43,9 @@ def changed(settings: SAEConfigSection = SETTINGS, **values: Any) -> SAEConfigSe
     return SAEConfigSection(**{**settings.model_dump(), **values})
 
 
-def site(name: str = "code-l0-2x", layer: int = 0, variant: str = "relu", sparsity: float = 1e-3, expansion: int = 2) -> Site:
+def site(
+    name: str = "code-l0-2x", layer: int = 0, variant: str = "relu", sparsity: float = 1e-3, expansion: int = 2
+) -> Site:
     return Site(name, layer, "code", expansion, variant, sparsity)
 
 

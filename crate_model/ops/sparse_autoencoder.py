@@ -55,7 +55,7 @@ def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float) -> Gradients:
         penalty = f.sum() / n
         to_code.add_(sparsity / n)
     if variant == "jumprelu":
-        penalty = (f > 0).sum() / n
+        penalty = (f > 0).sum().to(v.dtype) / n
         found["log_threshold"] = _to_log_threshold(sae, h, to_code, sparsity / n)
     to_code.mul_(f > 0)
     to_bias = to_code.sum(dim=0)

@@ -47,9 +47,8 @@ def resample(trainer: SAETrainer, stream: ActivationStream, seed: int) -> int:
     )
     dead = dead[: len(inputs)]
     restart_features(trainer.sae, dead, inputs)
-    for parameter, axis in ((trainer.sae.W_enc, 1), (trainer.sae.b_enc, 0), (trainer.sae.W_dec, 0)):
-        for moment in ("exp_avg", "exp_avg_sq"):
-            trainer.optimizer.state[parameter][moment].index_fill_(axis, dead, 0.0)
+    for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
+        trainer.optimizer.forget(name, axis, dead)
     trainer.clock = 0
     trainer.n_resampled += len(dead)
     return len(dead)

@@ -14,17 +14,15 @@ from pipeline.sae.training import SAETrainer
 
 COUNTERS = ("step_number", "clock", "n_counted", "n_resampled", "scale")
 TENSORS = ("n_fired", "silent_for")
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(folder: Path, trainer: SAETrainer, curve: Sequence[dict[str, Any]]) -> Path:
     """Replace the trainer's state file; returns it."""
     tensors = {f"sae.{name}": tensor for name, tensor in trainer.sae.state_dict().items()}
     tensors |= {name: getattr(trainer, name) for name in TENSORS}
-    for name, parameter in trainer.sae.named_parameters():
-        for moment in MOMENTS:
-            if moment in trainer.optimizer.state[parameter]:
-                tensors[f"adam.{name}.{moment}"] = trainer.optimizer.state[parameter][moment]
+    for moment in MOMENTS:
+        tensors |= {f"{moment}.{name}": tensor for name, tensor in getattr(trainer.optimizer, moment).items()}
     facts = {name: getattr(trainer, name) for name in COUNTERS} | {"curve": list(curve)}
     path = _path(folder, trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +46,10 @@ def restore_state(folder: Path, trainer: SAETrainer) -> list[dict[str, Any]]:
         setattr(trainer, name, tensors[name])
     for name in COUNTERS:
         setattr(trainer, name, facts[name])
-    for name, parameter in trainer.sae.named_parameters():
-        moments = {moment: tensors.get(f"adam.{name}.{moment}") for moment in MOMENTS}
-        trainer.optimizer.state[parameter] = {key: value for key, value in moments.items() if value is not None}
+    for moment in MOMENTS:
+        moments = getattr(trainer.optimizer, moment)
+        moments |= {name: tensors[f"{moment}.{name}"] for name in moments}
+    trainer.optimizer.n_steps = trainer.step_number
     return facts["curve"]
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from crate_model.config import SAEConfig
-from crate_model.sae import SAELoss, SparseAutoencoder, loss
+from crate_model.ops.sparse_autoencoder import gradients
+from crate_model.sae import SAELoss, SparseAutoencoder, without_radial_part
 from pipeline.artifacts.saes import Site
 from pipeline.config import SAEConfigSection
+from pipeline.sae.adam import Adam
 
 FIRST_RATE = 0.1  # of the learning rate, where the warm-up begins. Source: released code
 THRESHOLD_RATE = 0.01  # of the moving average of batchtopk's threshold
@@ -60,9 +62,7 @@ class SAETrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "sae", site.name))
             self.sae = SparseAutoencoder(config).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.sae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.999), fused=True
-        )
+        self.optimizer = Adam({name: tensor.detach() for name, tensor in self.sae.named_parameters()})
         self.step_number = 0
         self.clock = 0  # steps since the start or the last resampling: the learning rate's time
         self.n_counted = 0  # tokens over which `n_fired` counts
@@ -72,24 +72,23 @@ class SAETrainer:
         )  # tokens since a feature last fired
         self.n_resampled = 0
         self.scale = 1.0
+        self.rate = 0.0  # of the last step
+        self.n_active = 0  # features over the tokens of the last step
 
     def step(self, v: Tensor) -> SAELoss:
         """One optimizer step on activations v (n, d_in)."""
         if self.step_number == 0 and self.site.variant != "relu":
             self._fit_to_data(v)
         v = v * self.scale if self.scale != 1.0 else v
-        self.optimizer.zero_grad()
-        losses, f = loss(self.sae.train(), v, self.site.sparsity, self._dead())
-        losses.total.backward()
-        self.sae.project_decoder_gradient()
-        rate = learning_rate(self.clock, self.settings.learning_rate, self.settings.warmup_steps)
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
+        found = gradients(self.sae.train(), v, self.site.sparsity, self._dead())
+        found.by_name["W_dec"] = without_radial_part(found.by_name["W_dec"], self.sae.W_dec.detach())
+        self.rate = learning_rate(self.clock, self.settings.learning_rate, self.settings.warmup_steps)
+        self.optimizer.step(found.by_name, self.rate)
         self.sae.normalise_decoder()
-        self._count(f.detach())
+        self._count(found.features)
         self.step_number += 1
         self.clock += 1
-        return losses
+        return found.losses
 
     @torch.no_grad()
     def _fit_to_data(self, v: Tensor) -> None:
@@ -108,7 +107,7 @@ class SAETrainer:
         self.n_fired += fired
         self.n_counted += len(f)
         self.silent_for = torch.where(fired > 0, 0, self.silent_for + len(f))
-        self.n_active = fired.sum()
+        self.n_active = int(fired.sum())
         if self.site.variant == "batchtopk":
             smallest = torch.where(f > 0, f, math.inf).min()
             if bool(smallest.isfinite()):
@@ -116,10 +115,9 @@ class SAETrainer:
 
     def figures(self, losses: SAELoss, n: int) -> StepFigures:
         """What the curve says of the step just made on n tokens."""
-        rate = float(self.optimizer.param_groups[0]["lr"])
         silent = float((self.n_fired == 0).double().mean())
         scalars = (losses.total.item(), losses.reconstruction.item(), losses.penalty.item())
-        return StepFigures(*scalars, int(self.n_active) / n, silent, rate)
+        return StepFigures(*scalars, self.n_active / n, silent, self.rate)
 
     def count_anew(self) -> None:
         """Forget the firing counts: what follows decides who is dead at the next resampling."""

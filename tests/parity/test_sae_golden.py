@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from crate_model.config import SAEConfig
+from crate_model.ops.sparse_autoencoder import gradients
 from crate_model.sae import SparseAutoencoder, loss
 from pipeline.artifacts.saes import Site
 from pipeline.config import SAEConfigSection
+from pipeline.sae.adam import Adam
 from pipeline.sae.training import SAETrainer, learning_rate
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "sae_official_golden.npz")
@@ -66,15 +68,23 @@ def test_learning_rate_of_2500_steps() -> None:
     np.testing.assert_allclose(rates, GOLDEN["lr_used_by_step"], rtol=1e-12)
 
 
-def test_an_encoder_without_decoder_normalisation_would_not_pass() -> None:
-    """The golden steps do see the projection and the renormalisation: without them the weights end elsewhere."""
-    settings = SAEConfigSection(expansions=(4,), learning_rate=RATE, l1=L1)
-    trainer = SAETrainer(Site("x", 0, "code", D_SAE // D_IN, "relu", L1), settings, D_IN, 0, torch.device("cpu"))
-    put_weights(trainer.sae, "init")
-    for x in golden("x"):
-        trainer.optimizer.zero_grad()
-        loss(trainer.sae, x, L1)[0].total.backward()
-        trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.clock, RATE, 1000)
-        trainer.optimizer.step()
-        trainer.clock += 1
-    assert (trainer.sae.W_dec.data - golden("train/final/W_dec")).abs().max() > 1e-5
+def test_the_golden_steps_see_projection_and_renormalisation() -> None:
+    """Without them the weights end elsewhere, so their equality means something."""
+    sae = put_weights(SparseAutoencoder(SAEConfig(D_IN, D_SAE)), "init")
+    optimizer = Adam({name: tensor.detach() for name, tensor in sae.named_parameters()})
+    for step, x in enumerate(golden("x")):
+        optimizer.step(gradients(sae, x, L1).by_name, learning_rate(step, RATE, 1000))
+    assert (sae.W_dec.data - golden("train/final/W_dec")).abs().max() > 1e-5
+
+
+def test_adam_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.nn.Parameter(torch.randn(5, 7, generator=generator))
+    ours = theirs.detach().clone()
+    reference, adam = torch.optim.Adam([theirs], betas=(0.9, 0.999)), Adam({"w": ours})
+    for step in range(20):
+        theirs.grad = torch.randn(5, 7, generator=generator)
+        reference.param_groups[0]["lr"] = rate = 1e-3 / (step + 1)
+        reference.step()
+        adam.step({"w": theirs.grad}, rate)
+    torch.testing.assert_close(ours, theirs.detach(), atol=1e-7, rtol=1e-6)

@@ -1,0 +1,75 @@
+"""The gradients by hand are those of autograd on the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crate_model.config import SAEConfig
+from crate_model.ops.sparse_autoencoder import gradients
+from crate_model.sae import BANDWIDTH, SparseAutoencoder, loss
+
+VARIANTS = ("relu", "topk", "batchtopk", "jumprelu")
+
+
+def autoencoder(variant: str, dtype: torch.dtype = torch.float64, d_in: int = 12, d_sae: int = 30) -> SparseAutoencoder:
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(SAEConfig(d_in, d_sae, variant, k=5)).to(dtype)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        if variant == "jumprelu":
+            sae.log_threshold.copy_(torch.rand(d_sae, dtype=dtype).mul_(0.2).add_(0.05).log())
+    return sae.train()
+
+
+def data(n: int = 40, d_in: int = 12, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    v = torch.randn(n, d_in, generator=torch.Generator().manual_seed(1), dtype=dtype).relu()
+    v[3] = 0.0
+    return v
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dead", [False, True])
+def test_gradients_equal_autograds(variant: str, dead: bool) -> None:
+    sae, v = autoencoder(variant), data()
+    if variant == "jumprelu":  # put some pre-activations within the rectangle, or the threshold has no gradient
+        with torch.no_grad():
+            h = sae.pre_activations(v)
+            sae.log_threshold.copy_((h.clamp_min(0.01).amax(dim=0) - 0.2 * BANDWIDTH).log())
+    mask = torch.arange(30) < 9 if dead else None
+    losses, f = loss(sae, v, 0.01, mask)
+    names, parameters = zip(*sae.named_parameters(), strict=True)
+    expected = dict(zip(names, torch.autograd.grad(losses.total, parameters), strict=True))
+    got = gradients(sae, v, 0.01, mask)
+    assert got.by_name.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, f"{name}: nothing to compare"
+        torch.testing.assert_close(got.by_name[name], gradient, atol=1e-12, rtol=1e-9)
+    for name in ("total", "reconstruction", "penalty"):
+        torch.testing.assert_close(
+            getattr(got.losses, name).double(), getattr(losses, name).double(), rtol=1e-12, atol=0
+        )
+    torch.testing.assert_close(got.features, f, atol=1e-14, rtol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_in_single_precision(variant: str) -> None:
+    sae, v = autoencoder(variant, torch.float32, 64, 256), data(500, 64, torch.float32)
+    losses, _ = loss(sae, v, 0.01)
+    names, parameters = zip(*sae.named_parameters(), strict=True)
+    expected = dict(zip(names, torch.autograd.grad(losses.total, parameters), strict=True))
+    got = gradients(sae, v, 0.01)
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(got.by_name[name], gradient, atol=1e-5 * scale, rtol=1e-5)
+
+
+def test_a_row_of_zeros_has_no_part_in_the_papers_loss() -> None:
+    """There it divides by zero, and one such token makes every weight NaN."""
+    sae, v = autoencoder("relu"), data()
+    found = gradients(sae, v, 0.0)
+    without = gradients(sae, torch.cat((v[:3], v[4:])), 0.0)
+    assert all(bool(gradient.isfinite().all()) for gradient in found.by_name.values())
+    torch.testing.assert_close(found.losses.reconstruction * 40, without.losses.reconstruction * 39)
+    torch.testing.assert_close(found.by_name["W_dec"] * 40, without.by_name["W_dec"] * 39)
