@@ -11,9 +11,9 @@ import numpy as np
 from crate_model.config import ModelConfig
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.artifacts.token_shards import ShardWriter
-from pipeline.config import PretrainConfig, RuntimeConfig
+from pipeline.config import PretrainConfig, RuntimeConfig, TokensConfig
 from pipeline.pretrain.job import PretrainSettings, TrainingJob
-from pipeline.stage import Context
+from pipeline.stage import Context, canonical
 from pipeline.tracking import TrackerSpec
 
 VOCAB, N_CTX = 512, 32
@@ -54,7 +54,13 @@ def make_tokens(store: Store, n_train: int = 20_000, n_val: int = 3_000) -> Arti
             "n_bytes": 3 * writer.n_tokens,
             "domains": domains,
         }
-    recipe = {"stage": "tokens", "version": 1, "fingerprint": "7" * 32, "settings": {}, "inputs": {}}
+    recipe = {
+        "stage": "tokens",
+        "version": 1,
+        "fingerprint": "7" * 32,
+        "settings": {"tokens": canonical(TokensConfig())},
+        "inputs": {},
+    }
     return store.publish(making, recipe, summary, {})
 
 

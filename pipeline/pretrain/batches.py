@@ -22,7 +22,8 @@ Windows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a step's windows are divided: batch_windows = world_size x accumulation x micro_batch."""
+    """How a step's windows are divided. Every worker makes `accumulation` passes of `micro_batch` windows, the last of them
+    filled up with windows that do not count where the batch does not divide (elastic workers only)."""
 
     batch_windows: int  # of a step, over all workers
     total_steps: int
@@ -31,23 +32,33 @@ class BatchPlan:
 
     @property
     def windows_per_worker(self) -> int:
-        return self.batch_windows // self.world_size
+        return -(-self.batch_windows // self.world_size)
 
     @property
     def accumulation(self) -> int:
         """Forward passes of a worker in a step."""
         return self.windows_per_worker // self.micro_batch
 
-    def halved(self) -> BatchPlan | None:
-        """The plan with the next smaller micro-batch, at most half as large; None when it is one window already."""
-        smaller = [m for m in divisors(self.windows_per_worker) if m <= self.micro_batch // 2]
-        return replace(self, micro_batch=smaller[-1]) if smaller else None
+    def at_most(self, micro_batch: int) -> BatchPlan:
+        """The same plan with the largest micro-batch that divides and is not above `micro_batch` windows."""
+        return replace(self, micro_batch=max(d for d in divisors(self.windows_per_worker) if d <= max(1, micro_batch)))
 
 
-def plan_batches(config: PretrainConfig, n_ctx: int, world_size: int, micro_batch: int, fits: int = 1) -> BatchPlan:
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass of one worker. `weight` is its share of the batch's mean loss, times the number of workers."""
+
+    windows: Windows  # (micro_batch, n_ctx + 1)
+    n_counted: int  # the first so many of them; the others only fill up
+    weight: float
+
+
+def plan_batches(
+    config: PretrainConfig, n_ctx: int, world_size: int, micro_batch: int = 0, fits: int = 1, elastic: bool = False
+) -> BatchPlan:
     """Divide the recipe's batch over the workers. `micro_batch` 0 takes the largest divisor up to `fits` windows.
 
-    Raises ConfigError, listing what would divide, when something does not.
+    Raises ConfigError, listing what would divide, when something does not. Elastic workers need not divide the batch.
     """
     batch_windows, rest = divmod(config.batch_tokens, n_ctx)
     if rest or not batch_windows:
@@ -62,19 +73,18 @@ def plan_batches(config: PretrainConfig, n_ctx: int, world_size: int, micro_batc
             f"pretrain.total_tokens {config.total_tokens} is less than one batch of {config.batch_tokens}",
             fix=f"Give at least {config.batch_tokens}.",
         )
-    if batch_windows % world_size:
+    if world_size > batch_windows or (batch_windows % world_size and not elastic):
         raise ConfigError(
             f"a batch of {batch_windows} windows does not divide over {world_size} workers",
             fix=f"runtime.workers_per_cell can be one of {_listed(divisors(batch_windows))}.",
         )
-    share = batch_windows // world_size
-    if micro_batch and share % micro_batch:
+    plan = BatchPlan(batch_windows, total_steps, world_size, micro_batch or 1)
+    if plan.windows_per_worker % plan.micro_batch:
         raise ConfigError(
-            f"runtime.micro_batch {micro_batch} does not divide a worker's {share} windows a step",
-            fix=f"It can be one of {_listed(divisors(share))}, or 0 for what fits the memory.",
+            f"runtime.micro_batch {micro_batch} does not divide a worker's {plan.windows_per_worker} windows a step",
+            fix=f"It can be one of {_listed(divisors(plan.windows_per_worker))}, or 0 for what fits the memory.",
         )
-    chosen = micro_batch or max(d for d in divisors(share) if d <= max(1, fits))
-    return BatchPlan(batch_windows, total_steps, world_size, chosen)
+    return plan if micro_batch else plan.at_most(fits)
 
 
 def divisors(n: int) -> list[int]:
@@ -103,9 +113,12 @@ class Batches:
         """The windows of the whole batch, in order: the same at every world size."""
         return window_ids(self.seed, step, self.plan.batch_windows, self.n_windows)
 
-    def micro_batches(self, ids: Windows) -> Iterator[Windows]:
-        """This worker's share of a batch's windows as arrays (micro_batch, n_ctx + 1)."""
-        share = self.plan.windows_per_worker
-        own = share_of(ids, self.rank, self.plan.world_size)
-        for start in range(0, share, self.plan.micro_batch):
-            yield self.split.windows(own[start : start + self.plan.micro_batch], self.n_ctx)
+    def micro_batches(self, ids: Windows) -> Iterator[MicroBatch]:
+        """This worker's share of a batch's windows."""
+        plan = self.plan
+        own = share_of(ids, self.rank, plan.world_size)
+        filled = np.concatenate([own, np.full(plan.windows_per_worker - len(own), own[-1])])
+        for start in range(0, len(filled), plan.micro_batch):
+            counted = min(plan.micro_batch, max(0, len(own) - start))
+            windows = self.split.windows(filled[start : start + plan.micro_batch], self.n_ctx)
+            yield MicroBatch(windows, counted, counted * plan.world_size / plan.batch_windows)

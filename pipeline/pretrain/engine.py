@@ -1,4 +1,4 @@
-"""DeepSpeed behind five verbs: accumulate, step, validate, full_state, restore. Everything DeepSpeed is in this file.
+"""DeepSpeed behind five verbs: accumulate, step, validate, full_state, restore. Only this file and `optimizers.py` know it.
 
 The engine is driven in its unmanaged mode: the caller owns the accumulation boundary, scales the loss and sets the rate,
 so one step means the same at every ZeRO stage, world size and micro-batch.
@@ -7,8 +7,8 @@ so one step means the same at every ZeRO stage, world size and micro-batch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from crate_model.flops import count_parameters
 from pipeline.config import PretrainConfig, RuntimeConfig
 from pipeline.errors import ConfigError
 from pipeline.pretrain import optimizers
+from pipeline.pretrain.batches import MicroBatch
 from pipeline.pretrain.resume import PARTS, Tensors
 
 if TYPE_CHECKING:
@@ -63,13 +64,19 @@ class Engine:
         accumulation: int,
         optimizer: str,
     ) -> None:
+        deepspeed = optimizers.import_deepspeed()
         self.device, self.config = device, config
         self.stage = zero_stage(runtime, model.config, config.precision)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        model.to(device)
+        if runtime.activation_checkpointing:
+            _recompute_blocks(model)
+        self.compiled = runtime.compile and self.stage < 3
+        if self.compiled:
+            model.compile()
         self.base = optimizers.build(optimizer, optimizers.parameter_groups(model, config.weight_decay), config)
         settings = _deepspeed_settings(config, runtime, self.stage, device, micro_batch, accumulation)
-        deepspeed = _import_deepspeed()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=self.base, config=settings)
         self.model: LanguageModel = self._engine.module
@@ -81,16 +88,25 @@ class Engine:
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
-    def accumulate(self, micro_batches: Iterable[NDArray[np.int64]], n: int) -> torch.Tensor:
-        """Forward and backward over `n` micro-batches (windows, n_ctx + 1); this worker's mean loss, on the device."""
+    def accumulate(self, micro_batches: Iterable[MicroBatch]) -> torch.Tensor:
+        """Forward and backward over a step's micro-batches. Returns this worker's part of the loss, on the device: its mean
+        over the workers is the mean over all the batch's targets."""
         self._engine.train()
         total = torch.zeros((), device=self.device)
-        for windows in micro_batches:
-            tokens = torch.from_numpy(windows).to(self.device, non_blocking=True)
-            loss = self._engine(tokens[:, :-1], tokens[:, 1:])
-            self._engine.backward(loss / n, scale_wrt_gas=False)
-            total += loss.detach().float() / n
+        for batch in micro_batches:
+            tokens = self._to_device(batch.windows)
+            targets = tokens[:, 1:]
+            if 0 < batch.n_counted < len(tokens):
+                targets = targets.clone()
+                targets[batch.n_counted :] = -1
+            loss = self._engine(tokens[:, :-1], targets)
+            self._engine.backward(loss * batch.weight, scale_wrt_gas=False)
+            total += loss.detach().float() * batch.weight
         return total
+
+    def _to_device(self, windows: NDArray[np.int64]) -> torch.Tensor:
+        tokens = torch.from_numpy(windows)
+        return tokens.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tokens
 
     def step(self, learning_rate: float, refuse: Callable[[float], bool] | None = None) -> float:
         """Reduce, clip and update; returns the global gradient norm before clipping.
@@ -173,16 +189,14 @@ class Engine:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, part)
 
-    def restore(self, tensors: dict[str, Tensors], updates: int) -> None:
+    def restore(self, tensors: dict[str, Tensors], updates: int, loss_scale: float = 0.0) -> None:
         """Take on master weights and moments after so many updates. The model must have been built with the same weights."""
         for name, parameter in self.model.named_parameters():
             for part in PARTS:
                 self._set(parameter, part, tensors[part][name].to(self.device))
-        for group in self.base.param_groups:
-            if "step" in group:
-                group["step"] = updates
-        for state in self.base.state.values():
-            state["step"] = torch.full_like(state["step"], updates) if torch.is_tensor(state["step"]) else updates
+        optimizers.set_updates(self.base, updates)
+        if loss_scale:
+            self._engine.optimizer.loss_scaler.cur_scale = loss_scale
 
     def _set(self, parameter: torch.nn.Parameter, part: str, value: torch.Tensor) -> None:
         from deepspeed.utils import tensor_fragment as ds
@@ -218,6 +232,7 @@ class Engine:
         ]
         for master in masters:
             self.base.state[master] = optimizers.fresh_state(self.base, master)
+        optimizers.set_updates(self.base, 0)
         if link := getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None):
             link()
 
@@ -228,6 +243,14 @@ class Engine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+def _recompute_blocks(model: LanguageModel) -> None:
+    """Keep only each block's input for the backward pass and compute the block again there: less memory, equal numbers."""
+    from torch.utils.checkpoint import checkpoint
+
+    for block in model.blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _deepspeed_settings(
@@ -258,24 +281,3 @@ def _deepspeed_settings(
     elif config.precision == "fp16":
         settings |= {"fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return settings
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed without what it does on import and initialisation that training has no use for.
-
-    Its autotuner imports mlflow (seconds), and every initialisation on a CPU probes the C++ compiler and builds an
-    inference collective. An empty table of compatible operations skips that; operations asked for by name still build.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    absent = "mlflow" not in sys.modules
-    if absent:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        import deepspeed
-        import deepspeed.ops
-    finally:
-        if absent:
-            del sys.modules["mlflow"]
-    deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.utils.logger.setLevel("ERROR")
-    return deepspeed

@@ -42,3 +42,18 @@ class TrainingJob:
     def outcome_file(self) -> Path:
         """How the attempt ended: the summary, or the error that no restart can mend."""
         return self.context.scratch / "outcome.json"
+
+    @property
+    def optimizer_note(self) -> Path:
+        """The optimizer that `auto` chose, so that every attempt trains with the same one."""
+        return self.context.scratch / "optimizer.json"
+
+    @property
+    def memory_note(self) -> Path:
+        """The largest micro-batch, in windows, that may still be tried after the GPU's memory ran out."""
+        return self.context.scratch / "micro_batch.json"
+
+    @property
+    def hang_note(self) -> Path:
+        """The last sentence of a worker that waited too long for the others."""
+        return self.context.scratch / "hang.json"

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from crate_model.diagnostics import diagnose
 from pipeline.artifacts.checkpoint import write_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.pretrain.engine import Engine
 from pipeline.pretrain.job import TrainingJob
 from pipeline.pretrain.loop import Run, Stopped
+from pipeline.pretrain.meter import Meter
 from pipeline.pretrain.resume import BackgroundWriter, Snapshot
+from pipeline.pretrain.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
 ASK_EVERY_SECONDS = 1.0
-VAL_TOKENS_A_PASS = 8192  # of a held-out forward pass: it keeps no activations
+VAL_TOKENS_A_PASS = {"cpu": 8192, "cuda": 65_536}  # of a held-out forward pass, which keeps no activations
+DIAGNOSED_WINDOWS = 4  # on which sparsity and coding rate of the layers are taken
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """From outside, to leave. `stop` is this worker's own view and may be asked at any time; `preempted` is asked of all
+    workers after the same steps, since Ray makes them agree on the answer."""
+
+    stop: Callable[[], bool] = lambda: False
+    preempted: Callable[[], bool] = lambda: False
 
 
 class Logbook:
-    """The Watch of a real run. Every worker has one and calls the collective parts; only rank 0 writes."""
+    """The Watch of a real run. Every worker has one and takes part in what is collective; only rank 0 writes."""
 
-    def __init__(self, job: TrainingJob, engine: Engine, optimizer: str, asked_to_stop: Callable[[], bool]) -> None:
-        self.job, self.engine, self.optimizer, self.asked_to_stop = job, engine, optimizer, asked_to_stop
+    def __init__(
+        self, job: TrainingJob, engine: Engine, facts: dict[str, Any], wishes: Wishes, watchdog: Watchdog | None
+    ) -> None:
+        self.job, self.engine, self.facts, self.wishes, self.watchdog = job, engine, facts, wishes, watchdog
         self.config, self.runtime = job.settings.pretrain, job.context.runtime
-        self.writes = engine.rank == 0
-        self.writer = BackgroundWriter(job.resume_folder, self.runtime.keep_checkpoints)
+        self.writer = BackgroundWriter(job.resume_folder, self.runtime.keep_checkpoints, job.context.keep)
         self.val = ValWindows(TokenSplit(job.tokens, "val"), job.settings.model.n_ctx, self.config.eval_tokens)
-        self._asked = 0.0  # when it was last looked whether to stop
+        on_gpu = engine.device.type == "cuda" and self.config.precision != "fp32"
+        name = torch.cuda.get_device_name(engine.device) if on_gpu else None
+        self.meter = Meter(job.settings.model, engine.world_size, name)
+        self._asked = 0.0
+        self.writes = engine.rank == 0
         if self.writes:
             self.tracker = job.context.tracker.open()
             total_steps = self.config.total_tokens // self.config.batch_tokens
@@ -37,16 +58,21 @@ class Logbook:
 
     def start(self, run: Run) -> None:
         if self.writes:
+            self.tracker.params({f"pretrain/{name}": value for name, value in self.facts.items()})
             self.progress.start_at(run.counters.tokens)
-        self._logged = (run.counters.tokens, time.perf_counter())
+        self.meter.skip(run.counters.tokens)
 
     def after_step(self, run: Run) -> None:
         step, last = run.counters.step, run.finished
+        self._beat(step)
         stop = self.engine.anywhere(self._stop_wanted())
-        validate = last or (self.config.eval_every_steps and step % self.config.eval_every_steps == 0)
-        save = last or stop or step % self.runtime.checkpoint_every_steps == 0
+        log = step % self.runtime.log_every_steps == 0
+        preempted = log and not last and self.wishes.preempted()
+        leave = not last and (stop or preempted)
+        validate = last or (self.config.eval_every_steps > 0 and step % self.config.eval_every_steps == 0)
+        save = last or leave or step % self.runtime.checkpoint_every_steps == 0
         keep = self.config.keep_log_spaced and step & (step - 1) == 0
-        if validate or save or keep or step % self.runtime.log_every_steps == 0:
+        if log or validate or save or keep:
             run.flush(self.engine)
             self._log(run)
         if validate:
@@ -55,53 +81,67 @@ class Logbook:
             self.save(run)
         if keep:
             self._keep(step)
-        if stop and not last:
+        if leave:
             self.writer.wait()
-            raise Stopped
+            raise Stopped(preempted=not stop)
+
+    def _beat(self, step: int) -> None:
+        if self.watchdog:
+            self.watchdog.beat(step)
 
     def _stop_wanted(self) -> bool:
         now = time.perf_counter()
         if now - self._asked < ASK_EVERY_SECONDS:
             return False
         self._asked = now
-        return self.asked_to_stop()
+        return self.wishes.stop()
 
     def _log(self, run: Run) -> None:
-        tokens, now = run.counters.tokens, time.perf_counter()
-        speed = (tokens - self._logged[0]) / (now - self._logged[1])
-        self._logged = (tokens, now)
+        speed = self.meter.read(run.counters.tokens)
         if not self.writes:
             return
         row = {name: column[-1] for name, column in run.curve.items()}
-        values = {
-            "pretrain/loss": row["loss"],
-            "pretrain/learning_rate": row["learning_rate"],
-            "pretrain/tokens_per_second": speed,
-        }
-        if row["grad_norm"] is not None:
-            values["pretrain/grad_norm"] = row["grad_norm"]
-        self.tracker.metrics(values, step=tokens)
-        self.progress.update(tokens, loss=round(row["loss"], 3), **{"tokens/s": round(speed)})
+        values = {name: row[name] for name in ("loss", "learning_rate", "grad_norm") if row[name] is not None} | speed
+        values["skipped_steps"] = len(run.counters.skipped_steps)
+        self.tracker.metrics({f"pretrain/{name}": value for name, value in values.items()}, step=run.counters.tokens)
+        facts = {"loss": round(row["loss"], 3), "tokens/s": round(speed["tokens_per_second"])}
+        facts |= {"MFU": f"{speed['mfu']:.0%}"} if "mfu" in speed else {}
+        self.progress.update(run.counters.tokens, **facts)
+        logger.info("step %d of %d  %s", row["step"], run.total_steps, "  ".join(f"{k} {v}" for k, v in facts.items()))
 
     def _validate(self, run: Run) -> None:
-        totals = self.val_totals()
+        totals = self.val_totals(run.counters.step)
         run.note_val_loss(totals.loss)
+        layers = self._diagnose()
         if self.writes:
-            domains = {f"pretrain/val_loss/{name}": loss for name, loss in totals.by_domain().items()}
-            self.tracker.metrics({"pretrain/val_loss": totals.loss, **domains}, step=run.counters.tokens)
+            values = {f"val_loss/{name}": loss for name, loss in totals.by_domain().items()} | layers
+            values["val_loss"] = totals.loss
+            self.tracker.metrics({f"pretrain/{name}": v for name, v in values.items()}, step=run.counters.tokens)
             self.progress.update(run.counters.tokens, val_loss=round(totals.loss, 3))
-        self._logged = (run.counters.tokens, time.perf_counter())  # the next speed is of training alone
+        self.meter.skip(run.counters.tokens)
 
-    def val_totals(self) -> DomainTotals:
+    def val_totals(self, step: int) -> DomainTotals:
         """Losses on the fixed held-out windows, shared out over the workers."""
         totals = DomainTotals(self.val.split.domains)
-        rows = max(1, VAL_TOKENS_A_PASS // self.val.n_ctx)
+        rows = max(1, VAL_TOKENS_A_PASS[self.engine.device.type] // self.val.n_ctx)
         model = self.engine.whole_model()
         for batch in self.val.batches(rows, self.engine.rank, self.engine.world_size):
             ids, targets = (torch.from_numpy(a).to(self.engine.device) for a in (batch.ids, batch.targets))
             totals.add(batch, model.token_losses(ids, targets).cpu().numpy())
+            self._beat(step)
         totals.sums = self.engine.sum(torch.from_numpy(totals.sums))
         return totals
+
+    def _diagnose(self) -> dict[str, float]:
+        """Sparsity and coding rate of each layer on a few held-out windows, the same ones on every worker."""
+        batch = next(self.val.batches(DIAGNOSED_WINDOWS))
+        model = self.engine.whole_model()
+        values = {}
+        for layer in diagnose(model, torch.from_numpy(batch.ids).to(self.engine.device)):
+            values[f"nonzero/layer_{layer.layer}"] = layer.fraction_nonzero
+            if layer.coding_rate is not None:
+                values[f"coding_rate/layer_{layer.layer}"] = layer.coding_rate
+        return values
 
     def save(self, run: Run) -> None:
         """Take a snapshot and write it in the background."""
@@ -112,16 +152,19 @@ class Logbook:
             run.counters,
             skipped_steps=list(run.counters.skipped_steps),
             norms=list(run.counters.norms),
-            optimizer=self.optimizer,
+            optimizer=self.facts["optimizer"],
             loss_scale=self.engine.loss_scale,
         )
         curve = {name: list(column) for name, column in run.curve.items()}
         self.writer.submit(Snapshot(counters, tensors, curve, torch.get_rng_state()))
 
     def _keep(self, step: int) -> None:
+        """Keep this step's weights for good, for studies of how neurons come about."""
         weights = self.engine.full_state().get("weights")
         if weights:
-            write_model(self.job.kept_folder / str(step), self.job.settings.model, weights)
+            folder = self.job.kept_folder / str(step)
+            write_model(folder, self.job.settings.model, weights)
+            self.job.context.keep(folder)
 
     def close(self) -> None:
         self.writer.wait()

@@ -26,7 +26,11 @@ SPIKE_FACTOR, SPIKE_WINDOW, SPIKE_MEMORY = 10.0, 128, 32
 
 
 class Stopped(Exception):
-    """The run was asked to leave; its state is saved."""
+    """The run was asked to leave, by a person or because its node is taken away; its state is saved."""
+
+    def __init__(self, preempted: bool) -> None:
+        super().__init__("preempted" if preempted else "stopped")
+        self.preempted = preempted
 
 
 class Watch(Protocol):
@@ -88,14 +92,16 @@ def train(engine: Engine, batches: Batches, config: PretrainConfig, run: Run, wa
         step = counters.step
         rate = learning_rate(config, step, run.total_steps)
         ids = batches.window_ids(step)
-        loss = engine.accumulate(batches.micro_batches(ids), batches.plan.accumulation)
+        loss = engine.accumulate(batches.micro_batches(ids))
         norm = engine.step(rate, (lambda norm: is_spike(counters.norms, norm)) if config.skip_spikes else None)
         counters.step += 1
         counters.tokens += config.batch_tokens
         counters.consumed = chain(counters.consumed, ids)
         if engine.refused and math.isfinite(norm):
             counters.skipped_steps.append(counters.step)
-        elif math.isfinite(norm):
+        elif not math.isfinite(norm):
+            counters.overflows += 1
+        else:
             counters.norms[:] = [*counters.norms, norm][-SPIKE_WINDOW:]
         run.unread.append((counters.step, rate, norm, loss))
         watch.after_step(run)

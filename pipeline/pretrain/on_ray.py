@@ -1,61 +1,123 @@
-"""A training job on Ray Train. No arithmetic: workers are started, watched and restarted here; what they do is `worker.py`."""
+"""A training job on Ray Train. No arithmetic: workers are started, watched and restarted here; what they do is `worker.py`.
+
+Nothing is reported to Ray Train while training: the state to resume from, metrics and progress have places of their own, and
+so Ray's throttle on reports has nothing to throttle.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 from pipeline.config import RuntimeConfig
-from pipeline.errors import StageError
+from pipeline.errors import ConfigError, StageError
 from pipeline.pretrain.job import TrainingJob
+
+logger = logging.getLogger(__name__)
 
 
 def fit(job: TrainingJob) -> None:
-    """Train the job's model on its workers, restarting them after failures. The outcome is in `job.outcome_file`."""
+    """Train the job's model on its workers, restarting them after failures. The outcome is in `job.outcome_file`.
+
+    Workers that leave because their node is taken away are started anew elsewhere, out of a budget of their own.
+    """
+    budget = job.context.runtime.max_preemptions
+    for preemptions in range(budget + 1):
+        _fit_once(job)
+        if not json.loads(job.outcome_file.read_text("utf-8")).get("preempted"):
+            return
+        logger.warning("%s: its node is taken away (%d of %d); moving", job.context.step_name, preemptions + 1, budget)
+    raise StageError(
+        f"{job.context.step_name}: its nodes were taken away {budget + 1} times",
+        fix="Run again to go on from the last checkpoint, on nodes that stay; or raise runtime.max_preemptions.",
+        stage="pretrain",
+        fingerprint=job.context.fingerprint,
+    )
+
+
+def _fit_once(job: TrainingJob) -> None:
+    """One Ray Train run, as often again as it takes to find a micro-batch that fits the GPUs' memory."""
+    from ray.train import TrainingFailedError
+
+    while True:
+        limit, hang = _note(job.memory_note), _note(job.hang_note)
+        job.outcome_file.unlink(missing_ok=True)
+        try:
+            _trainer(job).fit()
+        except TrainingFailedError as error:
+            if _note(job.memory_note) != limit:
+                continue
+            told = _note(job.hang_note)
+            raise _failed(job, told if told != hang else _cause(error)) from error
+        return
+
+
+def _note(path: Any) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _trainer(job: TrainingJob) -> Any:
     import ray
-    from ray.train import FailureConfig, RunConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     runtime = job.context.runtime
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    trainer = TorchTrainer(
+    timeout = runtime.collective_timeout_seconds + 60  # the watchdog is to speak first: it knows names
+    return TorchTrainer(
         _on_worker,
         train_loop_config={"job": job},
         scaling_config=_scaling(runtime, on_gpu),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
-            name=job.context.fingerprint,
+            name="train",
             storage_path=str((job.context.scratch / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            failure_config=FailureConfig(
+                max_failures=runtime.max_failures, max_preemption_failures=runtime.max_preemptions
+            ),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise StageError(
-            f"{job.context.step_name}: its workers failed more than {runtime.max_failures} times: {_cause(error)}",
-            fix="The traceback is in Ray's logs, named at the start. Run again to go on from the last checkpoint.",
-            stage="pretrain",
-            fingerprint=job.context.fingerprint,
-        ) from error
 
 
 def _scaling(runtime: RuntimeConfig, on_gpu: bool) -> Any:
+    """Workers and what each takes. Without a GPU a worker takes a core by name and the threads it was given in fact."""
     from ray.train import ScalingConfig
 
-    workers = max(1, runtime.workers_per_cell)
+    most, least = max(1, runtime.workers_per_cell), runtime.min_workers_per_cell
+    if on_gpu and runtime.gpus_per_worker < 1 and most > 1:
+        raise ConfigError(
+            f"runtime.gpus_per_worker {runtime.gpus_per_worker} lets models share a GPU, but {most} workers of one model "
+            "cannot share one",
+            fix="Set runtime.workers_per_cell: 1, or runtime.gpus_per_worker: 1.",
+        )
     resources = {"GPU": runtime.gpus_per_worker} if on_gpu else {"CPU": 1.0}
+    workers = (least, most) if 0 < least < most else most
     return ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker=resources)
 
 
 def _on_worker(config: dict[str, Any]) -> None:
+    from ray import train
     from ray.train.torch import get_device
 
+    from pipeline.pretrain.logbook import Wishes
     from pipeline.pretrain.worker import work
 
-    work(config["job"], get_device(), asked_to_stop=config["job"].context.stop_requested)
+    job: TrainingJob = config["job"]
+    wishes = Wishes(job.context.stop_requested, preempted=lambda: train.get_preemption_info() is not None)
+    work(job, get_device(), wishes)
+
+
+def _failed(job: TrainingJob, why: str) -> StageError:
+    return StageError(
+        f"{job.context.step_name}: its workers failed more than {job.context.runtime.max_failures} times: {why}",
+        fix="The traceback is in Ray's logs, named at the start. Run again to go on from the last checkpoint.",
+        stage="pretrain",
+        fingerprint=job.context.fingerprint,
+    )
 
 
 def _cause(error: Exception) -> str:
-    failures = getattr(error, "worker_failures", {}) or {}
+    failures = getattr(error, "worker_failures", None) or {}
     first = next(iter(failures.values()), error)
     return str(first).strip().rpartition("\n")[2] or type(first).__name__

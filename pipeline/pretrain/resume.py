@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from pipeline.artifacts import manifest
 from pipeline.artifacts.checkpoint import CURVE_SCHEMA, write_curve
 from pipeline.artifacts.store import disk_error
 from pipeline.errors import CrateError
+from pipeline.pretrain.cores import use_any_core
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,12 @@ class Counters:
     norms: list[float] = field(default_factory=list)  # the last gradient norms, for the spike rule
     optimizer: str = ""  # the one in use, so that `auto` stays with it
     loss_scale: float = 0.0  # fp16's dynamic one; 0: none
+    overflows: int = 0  # steps that fp16 left out because a gradient was not finite
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights."""
+        return self.step - len(self.skipped_steps) - self.overflows
 
 
 @dataclass
@@ -143,10 +150,11 @@ def read(path: Path) -> Snapshot:
 
 
 class BackgroundWriter:
-    """Writes snapshots in a thread, one at a time and in order. A failure is raised by the next call."""
+    """Writes snapshots in a thread, one at a time and in order; `keep_copy` gets each finished folder, for stores that are
+    not on this disk. A failure is raised by the next call."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, keep_copy: Callable[[Path], None] = lambda path: None) -> None:
+        self.folder, self.keep, self.keep_copy = folder, keep, keep_copy
         self._thread: threading.Thread | None = None
         self._error: CrateError | None = None
 
@@ -166,8 +174,9 @@ class BackgroundWriter:
             raise error
 
     def _write(self, snapshot: Snapshot) -> None:
+        use_any_core()
         try:
-            write(self.folder, snapshot, self.keep)
+            self.keep_copy(write(self.folder, snapshot, self.keep))
         except CrateError as error:
             self._error = error
 

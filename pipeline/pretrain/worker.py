@@ -2,85 +2,170 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from crate_model.flops import count_parameters
+from crate_model.flops import activation_bytes, count_parameters
 from crate_model.model import LanguageModel
 from pipeline.artifacts.checkpoint import CURVE, CURVE_SCHEMA, write_curve, write_model
 from pipeline.artifacts.tokens import TokenSplit
-from pipeline.errors import ArtifactError, CrateError, StageError
-from pipeline.pretrain import resume
-from pipeline.pretrain.batches import Batches, plan_batches
-from pipeline.pretrain.engine import Engine
-from pipeline.pretrain.job import TrainingJob
-from pipeline.pretrain.logbook import Logbook
+from pipeline.config import RuntimeConfig
+from pipeline.errors import ArtifactError, CrateError, ResourceError, StageError
+from pipeline.pretrain import optimizers, resume
+from pipeline.pretrain.batches import Batches, BatchPlan, plan_batches
+from pipeline.pretrain.cores import take_cores
+from pipeline.pretrain.engine import Engine, zero_stage
+from pipeline.pretrain.job import PretrainSettings, TrainingJob
+from pipeline.pretrain.logbook import Logbook, Wishes
 from pipeline.pretrain.loop import Run, Stopped, train
 from pipeline.pretrain.resume import Counters, Snapshot
-from pipeline.stage import Summary
+from pipeline.pretrain.watchdog import Watchdog
 
-CPU_TOKENS_A_PASS = 8192
+logger = logging.getLogger(__name__)
+CPU_TOKENS_A_PASS = 8192  # more gain nothing on a CPU
+MEMORY_FOR_ACTIVATIONS = 0.8  # of what the optimizer leaves free on a GPU
 
 
-def work(job: TrainingJob, device: torch.device, asked_to_stop: Callable[[], bool]) -> None:
+def work(job: TrainingJob, device: torch.device, wishes: Wishes) -> None:
     """One worker's part in a process group that is already up. Rank 0 leaves the artifact's files and the outcome.
 
-    An error that a restart cannot mend is written as the outcome and not raised, so that nobody tries again.
+    An error that a restart cannot mend is left as the outcome and not raised, so that nobody tries again.
     """
     threads = job.context.runtime.threads_per_worker
     if threads:
         torch.set_num_threads(threads)
+        if device.type == "cpu":
+            take_cores(threads)
     try:
-        summary = _train(job, device, asked_to_stop)
-    except Stopped:
-        summary = _outcome(StageError("stopped as asked", fix="Run the same command to go on.", stage="pretrain"))
+        outcome = _train_in_memory(job, device, wishes)
+    except Stopped as left:
+        error = StageError("stopped as asked", fix="Run the same command to go on.", stage="pretrain")
+        outcome = {"preempted": True} if left.preempted else _error(error)
     except CrateError as error:
-        summary = _outcome(error)
+        outcome = _error(error)
     if dist.get_rank() == 0:
-        _write_outcome(job.outcome_file, summary)
+        _write_note(job.outcome_file, outcome)
 
 
-def _train(job: TrainingJob, device: torch.device, asked_to_stop: Callable[[], bool]) -> dict:
+def _train_in_memory(job: TrainingJob, device: torch.device, wishes: Wishes) -> dict[str, Any]:
+    """Train; when a GPU's memory does not suffice, begin anew at the last checkpoint with a smaller micro-batch.
+
+    A single worker does so by itself. One of several leaves a note and fails, since the others wait for it in a collective:
+    whoever started them starts them again.
+    """
+    while True:
+        plan = _plan(job, device)
+        try:
+            return _train(job, device, wishes, plan)
+        except torch.OutOfMemoryError as error:
+            _note_smaller(job, plan, error)
+            if plan.world_size > 1:
+                raise
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _plan(job: TrainingJob, device: torch.device) -> BatchPlan:
+    runtime, settings = job.context.runtime, job.settings
+    fits = _windows_that_fit(settings, runtime, device)
+    elastic = runtime.min_workers_per_cell > 0
+    n_ctx, world_size = settings.model.n_ctx, dist.get_world_size()
+    plan = plan_batches(settings.pretrain, n_ctx, world_size, runtime.micro_batch, fits, elastic)
+    limit = json.loads(job.memory_note.read_text()) if job.memory_note.is_file() else plan.micro_batch
+    return plan.at_most(limit) if limit < plan.micro_batch else plan
+
+
+def _windows_that_fit(settings: PretrainSettings, runtime: RuntimeConfig, device: torch.device) -> int:
+    """A first guess of the micro-batch: by activation memory on a GPU, by what is fast on a CPU."""
+    if device.type == "cpu":
+        return max(1, CPU_TOKENS_A_PASS // settings.model.n_ctx)
+    width = 4 if settings.pretrain.precision == "fp32" else 2
+    states = 20 * count_parameters(settings.model).total  # weights, gradients, master weights, both moments
+    free = MEMORY_FOR_ACTIVATIONS * runtime.gpus_per_worker * torch.cuda.mem_get_info(device)[1] - states
+    one = activation_bytes(settings.model, 2, bytes_per_value=width) - activation_bytes(
+        settings.model, 1, bytes_per_value=width
+    )
+    return max(1, int(free // one))
+
+
+def _note_smaller(job: TrainingJob, plan: BatchPlan, error: Exception) -> None:
+    if plan.micro_batch == 1:
+        raise ResourceError(
+            f"one window of {job.settings.model.n_ctx} tokens does not fit the GPU's memory: {_first_line(error)}",
+            fix="Set runtime.activation_checkpointing: true, runtime.zero_stage: 3 or runtime.offload_optimizer: true.",
+        ) from error
+    smaller = plan.at_most(plan.micro_batch // 2).micro_batch
+    logger.warning(
+        "GPU memory does not suffice for a micro-batch of %d windows; going on with %d", plan.micro_batch, smaller
+    )
+    _write_note(job.memory_note, smaller)
+
+
+def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPlan) -> dict[str, Any]:
     settings, runtime = job.settings, job.context.runtime
-    config, n_ctx = settings.pretrain, settings.model.n_ctx
-    fits = max(1, CPU_TOKENS_A_PASS // n_ctx)
-    plan = plan_batches(config, n_ctx, dist.get_world_size(), runtime.micro_batch, fits)
-    batches = Batches(TokenSplit(job.tokens, "train"), settings.seed, n_ctx, dist.get_rank(), plan)
+    batches = Batches(TokenSplit(job.tokens, "train"), settings.seed, settings.model.n_ctx, dist.get_rank(), plan)
     snapshot = _agreed_snapshot(job.resume_folder)
     torch.manual_seed(settings.seed)
     model = LanguageModel(settings.model)
-    optimizer = "torch_fused"
     if snapshot:
         _check_fits(snapshot, model, job.resume_folder)
         model.load_state_dict(snapshot.tensors["weights"])
-    engine = Engine(model, config, runtime, device, plan.micro_batch, plan.accumulation, optimizer)
-    run = Run(Counters(), {name: [] for name in CURVE_SCHEMA.names}, plan.total_steps)
-    if snapshot:
-        engine.restore(snapshot.tensors, snapshot.counters.step - len(snapshot.counters.skipped_steps))
-        if snapshot.rng is not None:
-            torch.set_rng_state(snapshot.rng)
-        run = Run(snapshot.counters, snapshot.curve, plan.total_steps)
-        del snapshot
-    logbook = Logbook(job, engine, optimizer, asked_to_stop)
-    logbook.start(run)
-    train(engine, batches, config, run, logbook)
-    logbook.close()
-    weights = engine.full_state().get("weights")
-    return _export(job, run, weights, optimizer) if weights else {}
+    optimizer = _agreed_optimizer(job, model, device)
+    with contextlib.ExitStack() as closing:
+        watchdog = _watchdog(job, plan.world_size)
+        if watchdog:
+            closing.callback(watchdog.close)
+        engine = Engine(model, settings.pretrain, runtime, device, plan.micro_batch, plan.accumulation, optimizer)
+        closing.callback(engine.close)
+        run = Run(Counters(), {name: [] for name in CURVE_SCHEMA.names}, plan.total_steps)
+        if snapshot:
+            run = _restore(engine, snapshot, plan.total_steps)
+            del snapshot
+        facts = {
+            "optimizer": optimizer,
+            "zero_stage": engine.stage,
+            "world_size": plan.world_size,
+            "micro_batch": plan.micro_batch,
+            "accumulation": plan.accumulation,
+            "compiled": engine.compiled,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        }
+        logbook = Logbook(job, engine, facts, wishes, watchdog)
+        closing.callback(logbook.close)
+        logbook.start(run)
+        train(engine, batches, settings.pretrain, run, logbook)
+        weights = engine.full_state().get("weights")
+        return _export(job, run, weights, optimizer) if weights else {}
+
+
+def _watchdog(job: TrainingJob, world_size: int) -> Watchdog | None:
+    if world_size == 1:
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    timeout = job.context.runtime.collective_timeout_seconds
+    return Watchdog(store, dist.get_rank(), world_size, timeout, lambda what: _write_note(job.hang_note, what))
 
 
 def _agreed_snapshot(folder: Path) -> Snapshot | None:
     """The newest whole snapshot in rank 0's eyes, read by every worker."""
-    found = [str(resume.newest(folder) or "")] if dist.get_rank() == 0 else [""]
+    found = _from_rank_0(str(resume.newest(folder) or "") if dist.get_rank() == 0 else "")
+    return resume.read(Path(found)) if found else None
+
+
+def _from_rank_0(value: Any) -> Any:
+    values = [value]
     if dist.get_world_size() > 1:
-        dist.broadcast_object_list(found)
-    return resume.read(Path(found[0])) if found[0] else None
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def _check_fits(snapshot: Snapshot, model: LanguageModel, folder: Path) -> None:
@@ -91,15 +176,46 @@ def _check_fits(snapshot: Snapshot, model: LanguageModel, folder: Path) -> None:
         )
 
 
-def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str) -> dict:
+def _restore(engine: Engine, snapshot: Snapshot, total_steps: int) -> Run:
+    counters = snapshot.counters
+    engine.restore(snapshot.tensors, counters.updates, counters.loss_scale)
+    if snapshot.rng is not None:
+        torch.set_rng_state(snapshot.rng)
+    logger.info("going on after step %d", counters.step)
+    return Run(counters, snapshot.curve, total_steps)
+
+
+def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.device) -> str:
+    """The optimizer that was asked for; for `auto`, what rank 0 measures as the fastest, in this and all later attempts."""
+    runtime, config = job.context.runtime, job.settings.pretrain
+    offload = runtime.offload_optimizer
+    if runtime.optimizer != "auto":
+        optimizers.require(runtime.optimizer, device.type, offload)
+        return runtime.optimizer
+    name = ""
+    if dist.get_rank() == 0:
+        if job.optimizer_note.is_file():
+            name = json.loads(job.optimizer_note.read_text())
+        if not name or optimizers.missing(name, device.type, offload)[0]:
+            shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+            if stage := zero_stage(runtime, job.settings.model, config.precision):
+                n_values = sum(parameter.numel() for parameter in model.parameters())
+                shapes = [(-(-n_values // dist.get_world_size()),)] if stage else shapes
+            choice = optimizers.choose(shapes, config, device, offload)
+            logger.info("optimizer %s; milliseconds a step %s; left out %s", *vars(choice).values())
+            _write_note(job.optimizer_note, name := choice.name)
+    return _from_rank_0(name)
+
+
+def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str) -> dict[str, Any]:
     """Fill the artifact's folder; returns the outcome with its summary."""
     write_model(job.out_folder, job.settings.model, weights)
     write_curve(job.out_folder / CURVE, run.curve)
     if job.kept_folder.is_dir():
-        shutil.copytree(job.kept_folder, job.out_folder / "steps")
+        shutil.copytree(job.kept_folder, job.out_folder / "steps", dirs_exist_ok=True)
     counted = count_parameters(job.settings.model)
-    summary: Summary = {
-        "n_params": counted.total_without_positions,
+    summary = {
+        "n_params": counted.total,
         "n_params_non_embedding": counted.non_embedding,
         "train_tokens": run.counters.tokens,
         "train_loss": run.curve["loss"][-1],
@@ -111,11 +227,15 @@ def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str)
     return {"summary": summary}
 
 
-def _outcome(error: CrateError) -> dict:
+def _error(error: CrateError) -> dict[str, Any]:
     return {"error": {"type": type(error).__name__, "what": error.what, "fix": error.fix}}
 
 
-def _write_outcome(path: Path, outcome: dict) -> None:
+def _write_note(path: Path, value: Any) -> None:
     making = path.with_name(f".{path.name}-{os.getpid()}")
-    making.write_text(json.dumps(outcome), encoding="utf-8")
+    making.write_text(json.dumps(value), encoding="utf-8")
     making.replace(path)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

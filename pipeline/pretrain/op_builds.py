@@ -1,0 +1,59 @@
+"""DeepSpeed's compiled operations: which are there without a compiler, and locks that a killed build left behind.
+
+torch builds extensions under `<root>/<operation>/lock`. Whoever dies while holding it leaves it, and everybody after waits
+for ever. Our builds hold a lock of the operating system, which dies with its holder, so a leftover can be told from a build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+QUIET_SECONDS = 180.0  # a build of somebody else that wrote nothing for so long is dead
+
+
+def build_root() -> Path:
+    """Where torch builds extensions on this machine."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+@contextlib.contextmanager
+def building(operation: str, root: Path | None = None, quiet_seconds: float = QUIET_SECONDS) -> Iterator[None]:
+    """Hold the right to build an operation; a lock that a dead build left is told of and removed, never waited for."""
+    root = root or build_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{operation}.crate-lock").open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        _remove_stale(root, operation, quiet_seconds)
+        yield
+
+
+def stale_locks(root: Path, quiet_seconds: float = QUIET_SECONDS) -> list[Path]:
+    """Lock files in whose folders nothing has been written for a while."""
+    return [lock for lock in root.rglob("lock") if _quiet_for(lock) > quiet_seconds]
+
+
+def _remove_stale(root: Path, operation: str, quiet_seconds: float) -> None:
+    for lock in root.rglob(f"{operation}/lock"):
+        while lock.exists() and _quiet_for(lock) <= quiet_seconds:
+            time.sleep(1.0)  # somebody else may be building; it shows in the folder
+        if lock.exists():
+            logger.warning("removing %s: a build that was killed left it", lock)
+            lock.unlink(missing_ok=True)
+
+
+def _quiet_for(lock: Path) -> float:
+    """Seconds since anything in the lock's folder was written."""
+    newest = 0.0
+    for path in lock.parent.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, path.stat().st_mtime)
+    return time.time() - newest

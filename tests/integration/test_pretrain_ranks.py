@@ -1,0 +1,132 @@
+"""Training on two workers: ZeRO stages, changing world sizes, stopping and going on; each held to one plain worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pretrain_ranks import Order, Ranks, carry_out
+from safetensors.torch import load_file
+from training_world import make_tokens
+
+from pipeline.artifacts.store import Store
+from pipeline.pretrain.__main__ import process_group
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("ranks")
+    make_tokens(Store(folder / "store"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process is a group of one."""
+    with process_group(300):
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(root: str) -> np.ndarray:
+    """The loss curve of one worker without ZeRO, never interrupted."""
+    assert "summary" in carry_out(Order(root, "plain", runtime={"zero_stage": 0}))
+    return losses(root, "plain")
+
+
+def losses(root: str, name: str) -> np.ndarray:
+    return pq.read_table(Path(root) / name / "curve.parquet")["loss"].to_numpy()
+
+
+def consumed(root: str, name: str) -> str:
+    import json
+
+    return json.loads((Path(root) / "store" / ".scratch" / name / "outcome.json").read_text())["summary"]["consumed"]
+
+
+def weights(root: str, name: str) -> dict[str, Any]:
+    return load_file(Path(root) / name / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_gives_the_plain_curve(root: str, plain: np.ndarray, pair: Ranks, stage: int) -> None:
+    pair.train(Order(root, f"zero-{stage}", runtime={"zero_stage": stage, "micro_batch": 2}))
+    np.testing.assert_allclose(losses(root, f"zero-{stage}"), plain, rtol=0, atol=1e-5)
+    assert consumed(root, f"zero-{stage}") == consumed(root, "plain")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_optimizer_may_lie_on_the_cpu(root: str, plain: np.ndarray, stage: int) -> None:
+    name = f"offload-{stage}"
+    carry_out(Order(root, name, runtime={"zero_stage": stage, "offload_optimizer": True}))
+    np.testing.assert_allclose(losses(root, name), plain, rtol=0, atol=1e-5)
+
+
+def test_workers_two_one_two_and_stages_one_three_two(root: str, plain: np.ndarray, pair: Ranks) -> None:
+    """The run changes its world size and its ZeRO stage twice on the way; batches and losses do not notice."""
+    stopped = pair.train(Order(root, "moving", runtime={"zero_stage": 1, "micro_batch": 1}, stop_after=11))
+    assert "stopped as asked" in stopped["error"]["what"]
+    stopped = carry_out(Order(root, "moving", runtime={"zero_stage": 3, "micro_batch": 2}, stop_after=14))
+    assert "stopped as asked" in stopped["error"]["what"]
+    assert "summary" in pair.train(Order(root, "moving", runtime={"zero_stage": 2, "micro_batch": 4}))
+    np.testing.assert_allclose(losses(root, "moving"), plain, rtol=0, atol=1e-5)
+    assert len(losses(root, "moving")) == 40
+    assert consumed(root, "moving") == consumed(root, "plain")
+    for name, tensor in weights(root, "plain").items():
+        np.testing.assert_allclose(weights(root, "moving")[name].numpy(), tensor.numpy(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_stopped_and_gone_on_is_bit_equal_at_the_same_size(root: str, pair: Ranks, stage: int) -> None:
+    runtime = {"zero_stage": stage, "micro_batch": 2}
+    pair.train(Order(root, f"straight-{stage}", runtime=runtime))
+    pair.train(Order(root, f"halved-{stage}", runtime=runtime, stop_after=17))
+    pair.train(Order(root, f"halved-{stage}", runtime=runtime))
+    np.testing.assert_array_equal(losses(root, f"halved-{stage}"), losses(root, f"straight-{stage}"))
+    for name, tensor in weights(root, f"straight-{stage}").items():
+        np.testing.assert_array_equal(weights(root, f"halved-{stage}")[name].numpy(), tensor.numpy())
+
+
+def test_bf16_goes_on_to_the_bit_with_its_float32_masters(root: str) -> None:
+    recipe, runtime = {"precision": "bf16"}, {"zero_stage": 1}
+    carry_out(Order(root, "bf16", recipe, runtime))
+    carry_out(Order(root, "bf16-halved", recipe, runtime, stop_after=17))
+    carry_out(Order(root, "bf16-halved", recipe, runtime))
+    np.testing.assert_array_equal(losses(root, "bf16-halved"), losses(root, "bf16"))
+
+
+def test_an_uneven_elastic_group_keeps_the_batch(root: str, plain: np.ndarray, pair: Ranks) -> None:
+    """Five windows over two workers: one of them fills up with a window that does not count."""
+    recipe = {"batch_tokens": 5 * 32, "total_tokens": 20 * 5 * 32}
+    carry_out(Order(root, "whole", recipe))
+    pair.train(Order(root, "uneven", recipe, {"min_workers_per_cell": 1, "zero_stage": 2}))
+    np.testing.assert_allclose(losses(root, "uneven"), losses(root, "whole"), rtol=0, atol=1e-5)
+
+
+def test_recomputing_activations_changes_no_bit(root: str, plain: np.ndarray) -> None:
+    carry_out(Order(root, "recomputed", runtime={"zero_stage": 0, "activation_checkpointing": True}))
+    np.testing.assert_array_equal(losses(root, "recomputed"), plain)
+
+
+def test_gpt2_trains_too(root: str) -> None:
+    summary = carry_out(Order(root, "gpt2", model={"architecture": "gpt2"}))["summary"]
+    curve = losses(root, "gpt2")
+    assert curve[-5:].mean() < curve[:5].mean() - 0.05
+    assert summary["n_params"] > summary["n_params_non_embedding"]
+
+
+def test_log_spaced_checkpoints_are_kept(root: str) -> None:
+    carry_out(Order(root, "spaced", {"keep_log_spaced": True}))
+    kept = sorted(int(path.name) for path in (Path(root) / "spaced" / "steps").iterdir())
+    assert kept == [1, 2, 4, 8, 16, 32]
