@@ -48,5 +48,8 @@ class Rates:
     trainer_start_seconds: float = 30.0  # measured 14 to 16 s on two cores, an image pulled and NCCL set up on top
     stage_start_seconds: float = 10.0
     report_seconds: float = 60.0  # the bound for 24 cells
+    seal_bytes_per_second: float = (
+        0.4e9  # one node hashes an artifact's files (and copies them to a bucket) before it counts
+    )
     pile_val_share: float = 0.001  # of the text: the Pile's own val file
     bytes_per_token: float = 4.3  # of the Pile's text under GPT-2's encoding, about

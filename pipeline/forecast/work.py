@@ -41,8 +41,10 @@ class Costs:
         files = _files(config)
         cores = min(self.machine.cores, files)
         encode = text / self.rates.bytes_per_token / self.rates.tokens_per_core_second / cores
-        bound = "reading the store" if read > encode else "files: one core each" if cores == files else "encoding"
-        return Work(0, cores, self.rates.stage_start_seconds + max(read, encode), bound)
+        seal = 2 * text / self.rates.bytes_per_token / self.rates.seal_bytes_per_second  # two bytes a token
+        parts = {"reading the store": read, "files: one core each" if cores == files else "encoding": encode}
+        bound = max((parts | {"sealing on one node": seal}).items(), key=lambda part: part[1])[0]
+        return Work(0, cores, self.rates.stage_start_seconds + max(parts.values()) + seal, bound)
 
     def _pretrain(self, config: Config) -> Work:
         recipe, model = config.pretrain, config.model

@@ -116,3 +116,49 @@ def test_more_gpus_are_never_slower_and_never_free() -> None:
     found = [best_split(loaded, replace(H100S, gpus=gpus, cores=8 * gpus))[0] for gpus in (8, 16, 64)]
     assert found[0].hours > found[1].hours > found[2].hours
     assert found[0].gpu_hours <= found[1].gpu_hours <= found[2].gpu_hours
+
+
+LADDER = (
+    'grid=[{"model.architecture": [crate, gpt2], "model.n_layer": [1, 2, 3], "model.d_model": [128], "model.n_head": [4]}, '
+    '{"model.architecture": [crate, gpt2], "model.n_layer": [6, 12]}]'
+)
+PAGE = (PILE.parents[1] / "docs" / "scale.md").read_text()
+
+
+def rows(first: str) -> list[list[str]]:
+    """The cells of the table whose first column is headed so."""
+    after = PAGE.partition(f"| {first} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in after]
+
+
+def test_the_page_s_table_of_clusters_is_what_the_forecast_says() -> None:
+    loaded, told = load_config(PILE, [LADDER]), rows("GPUs")
+    computed = []
+    for row in told:
+        gpus = int(row[0])
+        found = best_split(loaded, Machine(gpus, 8 * gpus, 989e12, bus_between=float(row[1]) * 1e9))[0]
+        longest, _, bound = found.stages()["pretrain"]
+        split = f"{found.parallel_cells} x {found.workers_per_cell}"
+        cells = [row[0], row[1], split, f"{found.hours:.1f}", f"{found.gpu_hours:.0f}", f"{found.busy:.0%}"]
+        computed.append([*cells, f"{longest:.1f} h, {bound}"])
+    assert len(told) == 8 and computed == told
+
+
+def test_the_page_s_table_of_stages_is_what_the_forecast_says() -> None:
+    stages = best_split(load_config(PILE, [LADDER]), H100S)[0].stages()
+    assert rows("stage") == [[name, f"{h:.2f}", f"{g:.1f}", bound] for name, (h, g, bound) in stages.items()]
+
+
+def test_the_page_s_changed_assumptions_are_what_the_forecast_says() -> None:
+    changes: list[dict[str, float]] = [
+        {"train_utilisation": 0.2},
+        {"train_utilisation": 0.5},
+        {"step_floor_seconds": 0.02},
+        {"step_floor_seconds": 0.005},
+        {"overlap": 0.0},
+        {"judge_flops_per_pass": 2 * Rates.judge_flops_per_pass},
+        {"tokens_per_core_second": 2e6},
+    ]
+    loaded = load_config(PILE, [LADDER])
+    found = [best_split(loaded, H100S, replace(Rates(), **change))[0] for change in changes]
+    assert [row[2:] for row in rows("assumption")] == [[f"{f.hours:.1f}", f"{f.gpu_hours:.0f}"] for f in found]
