@@ -75,12 +75,14 @@ def gpt2_encoding() -> tiktoken.Encoding:
     )
 
 
+@functools.cache
 def token_bytes() -> list[bytes]:
     """The bytes of each of the 50,257 tokens."""
     encoding = gpt2_encoding()
     return [encoding.decode_single_token_bytes(token) for token in range(N_TOKENS)]
 
 
+@functools.cache
 def token_strings() -> list[str]:
     """Each token decoded alone; parts of a character become U+FFFD."""
     return [token.decode("utf-8", errors="replace") for token in token_bytes()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crate_model.model import LanguageModel
-from pipeline.artifacts.vocabulary import gpt2_encoding, token_strings
+from pipeline.artifacts.vocabulary import N_TOKENS, gpt2_encoding, token_strings
 from pipeline.errors import ConfigError
 from pipeline.steer.edits import Edit, editing
 from pipeline.steer.effects import logits_of
@@ -40,7 +40,7 @@ def sample_text(
     else:
         with editing(model, edit):
             written = model.generate(ids, n_tokens, temperature, top_k, generator)
-    new = [token for token in written[0, ids.shape[1] :].tolist() if token < len(token_strings())]
+    new = [token for token in written[0, ids.shape[1] :].tolist() if token < N_TOKENS]
     return gpt2_encoding().decode(new)
 
 
