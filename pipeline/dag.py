@@ -15,6 +15,7 @@ from crate_model.flops import train_flops_per_token
 from pipeline.activations.stage import ACTIVATIONS, FEATURES
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config_load import Cell, LoadedConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluate.stage import STAGE as EVALUATE
 from pipeline.interpret.stage import INTERPRET, INTERPRET_FEATURES
 from pipeline.pretrain.stage import STAGE as PRETRAIN
@@ -76,15 +77,22 @@ class Plan:
         return [step for step in self.steps.values() if step.cell == cell]
 
 
-def plan(loaded: LoadedConfig) -> Plan:
-    """The steps of every cell, cells with the most training FLOPs first."""
+def plan(loaded: LoadedConfig, until: str = REPORT.name) -> Plan:
+    """The steps of every cell up to the stage `until`, cells with the most training FLOPs first.
+
+    Raises ConfigError when there is no such stage.
+    """
     cells = sorted(loaded.cells(), key=lambda cell: (-training_flops(cell), cell.name))
+    names = [stage.name for stage in STAGES]
+    if until not in names:
+        raise ConfigError(f"there is no stage {until!r}", fix=f"The stages, in their order: {', '.join(names)}.")
+    stages = STAGES[: names.index(until) + 1]
     steps: dict[str, Step] = {}
-    for stage in STAGES:
+    for stage in stages:
         if stage.scope == "sweep" and stage is not REPORT:
             _add(steps, stage, Cell("", loaded.config))
     for cell in cells:
-        for stage in STAGES:
+        for stage in stages:
             if stage.scope == "cell" and stage.needed(cell.config):
                 _add(steps, stage, cell)
     return Plan(loaded.config.name, loaded, tuple(cells), steps)

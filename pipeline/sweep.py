@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="say what would be kept and made, and stop")
     parser.add_argument("--json", action="store_true", help="with --plan: print it as JSON")
+    parser.add_argument(
+        "--until", default="report", metavar="STAGE", help="make the steps up to this stage only, e.g. tokens"
+    )
     parser.add_argument("--max-gpu-hours", type=float, help="refuse to start a sweep that would train longer than this")
 
 
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         _refuse_above(options.max_gpu_hours, rows)
         if options.plan:
             return _show_plan(rows, options.json, console)
-    return Sweep(loaded, console).run()
+    return Sweep(loaded, console, options.until).run()
 
 
 def _plan_rows(loaded: LoadedConfig) -> dict[str, Any]:
@@ -108,6 +111,7 @@ class Sweep:
 
     loaded: LoadedConfig
     console: Any
+    until: str = "report"  # the last stage to make
 
     def run(self) -> int:
         from pipeline.dag import kept, plan
@@ -116,16 +120,19 @@ class Sweep:
         config = self.loaded.config
         self.store = open_store(config.runtime.store)
         self.plan = plan(self.loaded)
+        self.wanted = plan(self.loaded, self.until)
         self._prepare_run()
-        self.kept = kept(self.plan, self.store)
+        self.kept = kept(self.wanted, self.store)
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
-        to_make = len(self.plan.steps) - len(self.kept)
+        to_make = len(self.wanted.steps) - len(self.kept)
         self.console.print(
-            f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.plan.steps)} steps: "
+            f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.wanted.steps)} steps: "
             f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )
+        if to_make == 0 and self.until != "report":
+            return self._say_part({})
         if to_make == 0 and (done := self._finished_report()):
             return self._say_end(done, {})
         return self._execute()
@@ -169,7 +176,7 @@ class Sweep:
         log = self._log_to_file()
         with (
             SweepTracking.start(uri, self.plan, self.store) as tracking,
-            _cluster(config.runtime, needed=len(self.kept) < len(self.plan.steps)) as resources,
+            _cluster(config.runtime, needed=len(self.kept) < len(self.wanted.steps)) as resources,
             Watch(self.store, config.name, self.console) as watch,
             self._stop_on_signal(),
         ):
@@ -185,13 +192,16 @@ class Sweep:
                 if result.artifact:
                     self.store.link(config.name, result.step, result.artifact)
 
-            results = Execution(self.plan, base, self.kept, tracking.cells, on_result, watch.tick).run()
+            results = Execution(self.wanted, base, self.kept, tracking.cells, on_result, watch.tick).run()
             if self._stop_requested():
                 self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
                 return STOPPED_BY_SIGNAL + signal.SIGTERM
             for name, artifact in self.kept.items():
                 self.store.link(config.name, name, artifact)
             missing = {name: result.missing for name, result in results.items() if result.missing}
+            if self.until != "report":
+                tracking.finished = True
+                return self._say_part(missing)
             report = self._report(results, missing, base)
             on_result(report)
             if report.artifact is None:
@@ -245,10 +255,20 @@ class Sweep:
 
         return self.store.read_note(self.plan.name, STOP_NOTE) is not None
 
-    def _say_end(self, report: Any, missing: dict[str, str]) -> int:
-        link = self.store.link(self.loaded.config.name, "report", report)
+    def _say_part(self, missing: dict[str, str]) -> int:
+        self._say_missing(missing)
+        self.console.print(
+            f"Made up to {self.until}, as asked. Without --until the same command goes on.", highlight=False
+        )
+        return EXIT_INCOMPLETE if missing else 0
+
+    def _say_missing(self, missing: dict[str, str]) -> None:
         for name, reason in missing.items():
             self.console.print(f"[red]missing[/] {name}: {reason}", highlight=False)
+
+    def _say_end(self, report: Any, missing: dict[str, str]) -> int:
+        link = self.store.link(self.loaded.config.name, "report", report)
+        self._say_missing(missing)
         self.console.print(f"report: {link}/index.html", highlight=False)
         return EXIT_INCOMPLETE if missing else 0
 

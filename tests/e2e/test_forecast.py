@@ -25,8 +25,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("forecast")
     changes = {"grid": MODELS, "model__n_layer": 1, "runtime__checkpoint_every_steps": 100}
     config = write_config(folder / "tiny.yaml", tiny_config(write_corpus(folder), folder / "store", **changes))
+    first = sweep(config, "--until", "tokens")
+    assert first.returncode == 0 and "Made up to tokens" in first.stdout, first.stdout + first.stderr
     result = sweep(config)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "1 kept" in result.stdout, result.stdout + result.stderr
     return config
 
 
