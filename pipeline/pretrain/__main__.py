@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.config_load import Cell, load_config
 from pipeline.errors import ArtifactError, ConfigError, CrateError
 from pipeline.pretrain.job import TrainingJob
-from pipeline.pretrain.stage import STAGE, read_outcome
+from pipeline.pretrain.stage import STAGE, finish
 from pipeline.stage import Context, canonical
 from pipeline.tracking import TrackerSpec
 
@@ -62,7 +62,7 @@ def train_cell(cell: Cell) -> int:
         _train(job, device, lambda: stop() or context.stop_requested())
         dist.barrier()
     if _rank() == 0:
-        summary = read_outcome(job)
+        summary = finish(job)
         recipe = {
             "stage": STAGE.name,
             "version": STAGE.version,

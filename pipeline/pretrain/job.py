@@ -1,14 +1,27 @@
-"""What a training job is made of: plain data that travels to every worker, wherever it runs."""
+"""What a training job is made of: plain data that travels to every worker, wherever it runs, and the places it uses.
+
+Workers may be on other nodes than the driver and share no disk with it. So everything that outlives a worker goes through
+the step's scratch folder and is kept there: the state to go on from, small notes, and at the end the artifact's files.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crate_model.config import ModelConfig
 from pipeline.artifacts.store import Artifact
 from pipeline.config import PretrainConfig
 from pipeline.stage import Context
+
+OUTCOME = "outcome.json"  # how the attempt ended: the summary, or the error that no restart can mend
+OPTIMIZER = "optimizer.json"  # what `auto` chose, so that every attempt trains with the same one
+MICRO_BATCH = "micro_batch.json"  # windows that may still be tried after the GPU's memory ran out
+HANG = "hang.json"  # the last sentence of a worker that waited too long for the others
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class TrainingJob:
 
     settings: PretrainSettings
     tokens: Artifact
-    out_folder: Path
+    out_folder: Path  # the driver's
     context: Context
 
     @property
@@ -39,21 +52,44 @@ class TrainingJob:
         return self.context.scratch / "steps"
 
     @property
-    def outcome_file(self) -> Path:
-        """How the attempt ended: the summary, or the error that no restart can mend."""
-        return self.context.scratch / "outcome.json"
+    def export_folder(self) -> Path:
+        """Where rank 0 leaves the artifact's files: the driver's folder, or scratch where no disk is shared."""
+        return self.context.scratch / "artifact" if self.context.store.storage else self.out_folder
 
-    @property
-    def optimizer_note(self) -> Path:
-        """The optimizer that `auto` chose, so that every attempt trains with the same one."""
-        return self.context.scratch / "optimizer.json"
+    def write_note(self, name: str, value: Any) -> None:
+        """Leave a small value for the driver and for later attempts."""
+        path = self.context.scratch / name
+        making = path.with_name(f".{name}-{os.getpid()}")
+        making.write_text(json.dumps(value), encoding="utf-8")
+        making.replace(path)
+        self.context.keep(path)
 
-    @property
-    def memory_note(self) -> Path:
-        """The largest micro-batch, in windows, that may still be tried after the GPU's memory ran out."""
-        return self.context.scratch / "micro_batch.json"
+    def read_note(self, name: str) -> Any:
+        """The value that was left last, on whatever node; None when there is none."""
+        storage = self.context.store.storage
+        if storage:
+            data = storage.read(f".scratch/{self.context.fingerprint}/{name}")
+            return None if data is None else json.loads(data)
+        path = self.context.scratch / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
-    @property
-    def hang_note(self) -> Path:
-        """The last sentence of a worker that waited too long for the others."""
-        return self.context.scratch / "hang.json"
+    def bring_resume_states(self) -> None:
+        """Have here what other nodes kept of the run."""
+        store, below = self.context.store, f".scratch/{self.context.fingerprint}/resume/"
+        if store.storage:
+            steps = {name.removeprefix(below).split("/")[0] for name in store.storage.names(below)}
+            for step in sorted(steps):
+                self.context.bring(self.resume_folder / step)
+
+    def forget_resume_states(self, older_than: str) -> None:
+        """Remove kept states whose folder's name sorts before; on a shared disk the writer has done so already."""
+        store, below = self.context.store, f".scratch/{self.context.fingerprint}/resume/"
+        if store.storage:
+            names = store.storage.names(below)
+            store.storage.delete([name for name in names if name.removeprefix(below).split("/")[0] < older_than])
+
+    def collect(self) -> None:
+        """On the driver: have the artifact's files in `out_folder`."""
+        if self.export_folder != self.out_folder:
+            self.context.bring(self.export_folder)
+            shutil.copytree(self.export_folder, self.out_folder, dirs_exist_ok=True)

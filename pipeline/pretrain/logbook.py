@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Logbook:
     ) -> None:
         self.job, self.engine, self.facts, self.wishes, self.watchdog = job, engine, facts, wishes, watchdog
         self.config, self.runtime = job.settings.pretrain, job.context.runtime
-        self.writer = BackgroundWriter(job.resume_folder, self.runtime.keep_checkpoints, job.context.keep)
+        self.writer = BackgroundWriter(job.resume_folder, self.runtime.keep_checkpoints, self._keep_copy)
         self.val = ValWindows(TokenSplit(job.tokens, "val"), job.settings.model.n_ctx, self.config.eval_tokens)
         on_gpu = engine.device.type == "cuda" and self.config.precision != "fp32"
         name = torch.cuda.get_device_name(engine.device) if on_gpu else None
@@ -157,6 +158,11 @@ class Logbook:
         )
         curve = {name: list(column) for name, column in run.curve.items()}
         self.writer.submit(Snapshot(counters, tensors, curve, torch.get_rng_state()))
+
+    def _keep_copy(self, path: Path) -> None:
+        """Have a written state outlive this node, and those that it replaces go."""
+        self.job.context.keep(path)
+        self.job.forget_resume_states(min(folder.name for folder in path.parent.glob("[0-9]*")))
 
     def _keep(self, step: int) -> None:
         """Keep this step's weights for good, for studies of how neurons come about."""

@@ -6,13 +6,13 @@ so Ray's throttle on reports has nothing to throttle.
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from typing import Any
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, StageError
-from pipeline.pretrain.job import TrainingJob
+from pipeline.pretrain.job import HANG, MICRO_BATCH, OUTCOME, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def fit(job: TrainingJob) -> None:
     budget = job.context.runtime.max_preemptions
     for preemptions in range(budget + 1):
         _fit_once(job)
-        if not json.loads(job.outcome_file.read_text("utf-8")).get("preempted"):
+        if not job.read_note(OUTCOME).get("preempted"):
             return
         logger.warning("%s: its node is taken away (%d of %d); moving", job.context.step_name, preemptions + 1, budget)
     raise StageError(
@@ -41,33 +41,29 @@ def _fit_once(job: TrainingJob) -> None:
     from ray.train import TrainingFailedError
 
     while True:
-        limit, hang = _note(job.memory_note), _note(job.hang_note)
-        job.outcome_file.unlink(missing_ok=True)
+        limit, hang = job.read_note(MICRO_BATCH), job.read_note(HANG)
         try:
             _trainer(job).fit()
         except TrainingFailedError as error:
-            if _note(job.memory_note) != limit:
+            if job.read_note(MICRO_BATCH) != limit:
                 continue
-            told = _note(job.hang_note)
+            told = job.read_note(HANG)
             raise _failed(job, told if told != hang else _cause(error)) from error
         return
-
-
-def _note(path: Any) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _trainer(job: TrainingJob) -> Any:
     import ray
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     runtime = job.context.runtime
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
     timeout = runtime.collective_timeout_seconds + 60  # the watchdog is to speak first: it knows names
-    return TorchTrainer(
+    one_node = sum(node["Alive"] for node in ray.nodes()) == 1
+    return _lean_trainer_class(one_node)(
         _on_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "one_node": one_node},
         scaling_config=_scaling(runtime, on_gpu),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
@@ -78,6 +74,27 @@ def _trainer(job: TrainingJob) -> Any:
             ),
         ),
     )
+
+
+def _lean_trainer_class(one_node: bool) -> Any:
+    """TorchTrainer without the actors that this job has no use for: each is a process and seconds of imports.
+
+    There are no Ray datasets; and on a cluster of one node nothing is left to watch or to tidy once that node is gone.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    unused: tuple[type, ...] = (DatasetsCallback,)
+    if one_node:
+        unused += (PlacementGroupCleanerCallback,)
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+
+    return LeanTrainer
 
 
 def _scaling(runtime: RuntimeConfig, on_gpu: bool) -> Any:
@@ -104,8 +121,9 @@ def _on_worker(config: dict[str, Any]) -> None:
     from pipeline.pretrain.worker import work
 
     job: TrainingJob = config["job"]
-    wishes = Wishes(job.context.stop_requested, preempted=lambda: train.get_preemption_info() is not None)
-    work(job, get_device(), wishes)
+    stop = job.context.stop_requested
+    moves = Wishes(stop) if config["one_node"] else Wishes(stop, lambda: train.get_preemption_info() is not None)
+    work(job, get_device(), moves)
 
 
 def _failed(job: TrainingJob, why: str) -> StageError:

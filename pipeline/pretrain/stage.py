@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import errors
 from pipeline.artifacts.store import Artifact
-from pipeline.pretrain.job import PretrainSettings, TrainingJob
+from pipeline.pretrain.job import OUTCOME, PretrainSettings, TrainingJob
 from pipeline.stage import Context, Stage, Summary
 
 
@@ -17,19 +16,19 @@ def run(settings: PretrainSettings, inputs: Mapping[str, Artifact], out_folder: 
     from pipeline.pretrain.on_ray import fit
 
     job = TrainingJob(settings, inputs["tokens"], out_folder, context)
-    job.outcome_file.unlink(missing_ok=True)
     fit(job)
-    return read_outcome(job)
+    return finish(job)
 
 
-def read_outcome(job: TrainingJob) -> Summary:
-    """The summary that rank 0 left. Raises the CrateError that it left instead."""
-    outcome = json.loads(job.outcome_file.read_text("utf-8"))
+def finish(job: TrainingJob) -> Summary:
+    """The summary that rank 0 left, and its files in the job's folder. Raises the CrateError that it left instead."""
+    outcome = job.read_note(OUTCOME)
     if "error" in outcome:
         error = getattr(errors, outcome["error"]["type"])(outcome["error"]["what"], fix=outcome["error"]["fix"])
         if isinstance(error, errors.StageError):
             error.fingerprint = job.context.fingerprint
         raise error
+    job.collect()
     return outcome["summary"]
 
 

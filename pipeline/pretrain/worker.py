@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from pipeline.pretrain import optimizers, resume
 from pipeline.pretrain.batches import Batches, BatchPlan, plan_batches
 from pipeline.pretrain.cores import take_cores
 from pipeline.pretrain.engine import Engine, zero_stage
-from pipeline.pretrain.job import PretrainSettings, TrainingJob
+from pipeline.pretrain.job import HANG, MICRO_BATCH, OPTIMIZER, OUTCOME, PretrainSettings, TrainingJob
 from pipeline.pretrain.logbook import Logbook, Wishes
 from pipeline.pretrain.loop import Run, Stopped, train
 from pipeline.pretrain.resume import Counters, Snapshot
@@ -53,7 +51,7 @@ def work(job: TrainingJob, device: torch.device, wishes: Wishes) -> None:
     except CrateError as error:
         outcome = _error(error)
     if dist.get_rank() == 0:
-        _write_note(job.outcome_file, outcome)
+        job.write_note(OUTCOME, outcome)
 
 
 def _train_in_memory(job: TrainingJob, device: torch.device, wishes: Wishes) -> dict[str, Any]:
@@ -80,8 +78,8 @@ def _plan(job: TrainingJob, device: torch.device) -> BatchPlan:
     elastic = runtime.min_workers_per_cell > 0
     n_ctx, world_size = settings.model.n_ctx, dist.get_world_size()
     plan = plan_batches(settings.pretrain, n_ctx, world_size, runtime.micro_batch, fits, elastic)
-    limit = json.loads(job.memory_note.read_text()) if job.memory_note.is_file() else plan.micro_batch
-    return plan.at_most(limit) if limit < plan.micro_batch else plan
+    limit = job.read_note(MICRO_BATCH)
+    return plan.at_most(limit) if limit else plan
 
 
 def _windows_that_fit(settings: PretrainSettings, runtime: RuntimeConfig, device: torch.device) -> int:
@@ -107,13 +105,13 @@ def _note_smaller(job: TrainingJob, plan: BatchPlan, error: Exception) -> None:
     logger.warning(
         "GPU memory does not suffice for a micro-batch of %d windows; going on with %d", plan.micro_batch, smaller
     )
-    _write_note(job.memory_note, smaller)
+    job.write_note(MICRO_BATCH, smaller)
 
 
 def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPlan) -> dict[str, Any]:
     settings, runtime = job.settings, job.context.runtime
     batches = Batches(TokenSplit(job.tokens, "train"), settings.seed, settings.model.n_ctx, dist.get_rank(), plan)
-    snapshot = _agreed_snapshot(job.resume_folder)
+    snapshot = _agreed_snapshot(job)
     torch.manual_seed(settings.seed)
     model = LanguageModel(settings.model)
     if snapshot:
@@ -152,13 +150,20 @@ def _watchdog(job: TrainingJob, world_size: int) -> Watchdog | None:
         return None
     store = dist.distributed_c10d._get_default_store()
     timeout = job.context.runtime.collective_timeout_seconds
-    return Watchdog(store, dist.get_rank(), world_size, timeout, lambda what: _write_note(job.hang_note, what))
+    return Watchdog(store, dist.get_rank(), world_size, timeout, lambda what: job.write_note(HANG, what))
 
 
-def _agreed_snapshot(folder: Path) -> Snapshot | None:
+def _agreed_snapshot(job: TrainingJob) -> Snapshot | None:
     """The newest whole snapshot in rank 0's eyes, read by every worker."""
-    found = _from_rank_0(str(resume.newest(folder) or "") if dist.get_rank() == 0 else "")
-    return resume.read(Path(found)) if found else None
+    found = ""
+    if dist.get_rank() == 0:
+        job.bring_resume_states()
+        found = getattr(resume.newest(job.resume_folder), "name", "")
+    name = _from_rank_0(found)
+    if not name:
+        return None
+    job.context.bring(job.resume_folder / name)
+    return resume.read(job.resume_folder / name)
 
 
 def _from_rank_0(value: Any) -> Any:
@@ -194,8 +199,7 @@ def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.devi
         return runtime.optimizer
     name = ""
     if dist.get_rank() == 0:
-        if job.optimizer_note.is_file():
-            name = json.loads(job.optimizer_note.read_text())
+        name = job.read_note(OPTIMIZER) or ""
         if not name or optimizers.missing(name, device.type, offload)[0]:
             shapes = [tuple(parameter.shape) for parameter in model.parameters()]
             if stage := zero_stage(runtime, job.settings.model, config.precision):
@@ -203,16 +207,18 @@ def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.devi
                 shapes = [(-(-n_values // dist.get_world_size()),)] if stage else shapes
             choice = optimizers.choose(shapes, config, device, offload)
             logger.info("optimizer %s; milliseconds a step %s; left out %s", *vars(choice).values())
-            _write_note(job.optimizer_note, name := choice.name)
+            job.write_note(OPTIMIZER, name := choice.name)
     return _from_rank_0(name)
 
 
 def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str) -> dict[str, Any]:
     """Fill the artifact's folder; returns the outcome with its summary."""
-    write_model(job.out_folder, job.settings.model, weights)
-    write_curve(job.out_folder / CURVE, run.curve)
+    folder = job.export_folder
+    write_model(folder, job.settings.model, weights)
+    write_curve(folder / CURVE, run.curve)
     if job.kept_folder.is_dir():
-        shutil.copytree(job.kept_folder, job.out_folder / "steps", dirs_exist_ok=True)
+        shutil.copytree(job.kept_folder, folder / "steps", dirs_exist_ok=True)
+    job.context.keep(folder)
     counted = count_parameters(job.settings.model)
     summary = {
         "n_params": counted.total,
@@ -229,12 +235,6 @@ def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str)
 
 def _error(error: CrateError) -> dict[str, Any]:
     return {"error": {"type": type(error).__name__, "what": error.what, "fix": error.fix}}
-
-
-def _write_note(path: Path, value: Any) -> None:
-    making = path.with_name(f".{path.name}-{os.getpid()}")
-    making.write_text(json.dumps(value), encoding="utf-8")
-    making.replace(path)
 
 
 def _first_line(error: BaseException) -> str:
