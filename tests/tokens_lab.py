@@ -12,18 +12,27 @@ import zstandard
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import RuntimeConfig, TokensConfig
 from pipeline.stage import Context, canonical
+from pipeline.tokens.job import TokensJob
+from pipeline.tokens.sources import list_sources
 from pipeline.tokens.stage import STAGE, TokensSettings, run
 from pipeline.tracking import TrackerSpec
 
 
-def context(root: Path, config: TokensConfig) -> Context:
+def context(store: Store | Path, config: TokensConfig) -> Context:
     fingerprint = STAGE.fingerprint(TokensSettings(config), {})
-    return Context(Store(root), RuntimeConfig(), "lab", "tokens", fingerprint, TrackerSpec())
+    store = store if isinstance(store, Store) else Store(store)
+    return Context(store, RuntimeConfig(), "lab", "tokens", fingerprint, TrackerSpec())
 
 
-def make(root: Path, config: TokensConfig) -> Artifact:
-    """Run the stage as the DAG does and publish its artifact in the store at `root`."""
-    settings, stage_context = TokensSettings(config), context(root, config)
+def job(store: Store | Path, config: TokensConfig) -> TokensJob:
+    """The work of the stage, to be done piece by piece."""
+    stage_context = context(store, config)
+    return TokensJob(config, stage_context, tuple(list_sources(config, stage_context.scratch)))
+
+
+def make(store: Store | Path, config: TokensConfig) -> Artifact:
+    """Run the stage as the DAG does and publish its artifact in the store (or in one at that folder)."""
+    settings, stage_context = TokensSettings(config), context(store, config)
     making = stage_context.store.making_folder(stage_context.fingerprint)
     summary = run(settings, {}, making, stage_context)
     recipe = {"stage": "tokens", "version": STAGE.version, "settings": canonical(settings), "inputs": {}}

@@ -81,9 +81,7 @@ class ShardWriter:
         self._table.close()
 
     def _write_ids(self) -> None:
-        # Not pa.array(), which imports pandas and takes longer for it than for the writing; and exactly the filled part,
-        # because Arrow pads from what lies behind it.
-        column = pa.Array.from_buffers(pa.uint16(), self._filled, [None, pa.py_buffer(self._buffer[: self._filled])])
+        column = pa.array(self._buffer[: self._filled])  # the filled part exactly: Arrow would pad from what lies behind it
         self._stream.write_batch(pa.record_batch([column], schema=SCHEMA))
         self._filled = 0
 

@@ -6,9 +6,11 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pipeline.artifacts.store import disk_error
 from pipeline.config import TokensConfig
 from pipeline.errors import StageError
 from pipeline.progress import Progress
@@ -54,7 +56,10 @@ class TokensJob:
         digests = self.digests if source.split == "train" else None
         if digests:
             self.context.bring(digests)
-        make_shard(source, self.config, digests, self.shards, report)
+        try:
+            make_shard(source, self.config, digests, self.shards, report)
+        except OSError as error:  # a source that cannot be read is a ResourceError already
+            raise disk_error(error, self.shards) from error
         self.context.keep(self.shards / source.name)
 
     def is_made(self, source: Source) -> bool:
@@ -91,6 +96,9 @@ class JobProgress:
     def finish(self, source: Source) -> None:
         self._finished += source.bytes
         self._line.update(self._finished)
+
+    def tell(self, **facts: Any) -> None:
+        self._line.update(self._finished, **facts)
 
 
 class Throttled:

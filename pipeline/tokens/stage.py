@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from pipeline.artifacts.store import Artifact
 from pipeline.config import TokensConfig
 from pipeline.errors import StageError
 from pipeline.stage import Context, Stage, Summary
+from pipeline.tokens.documents import Bad
 from pipeline.tokens.job import JobProgress, TokensJob, make_here
 from pipeline.tokens.on_ray import make_shards
 from pipeline.tokens.shard import Facts
-from pipeline.tokens.sources import list_sources
+from pipeline.tokens.sources import Source, list_sources, read
 
 SPLITS = ("train", "val", "test")
 LARGE_BYTES = 32 << 20  # on disk; less than this is tokenized sooner than Ray Data starts
+LOOK_AHEAD = 1000  # documents read before the work begins
 logger = logging.getLogger(__name__)
 
 
@@ -38,22 +41,37 @@ def run(settings: TokensSettings, inputs: Mapping[str, Artifact], out: Path, con
     job.clear_leftovers()
     progress = JobProgress(job)
     held_out, others = job.phases()
+    _stop_if_hopeless(job, others[0])
     make = make_shards if job.total_bytes >= LARGE_BYTES else make_here
     if held_out:
         make(job, held_out, progress)
         job.gather_digests()
     make(job, others, progress)
     facts = [job.facts(source) for source in job.sources]
-    _tell_mismatches(job, facts)
+    _tell_mismatches(job, facts, progress)
     _stop_if_too_bad(job, facts)
     _lay_out(job, out)
     return summarize(facts, out)
 
 
-def _tell_mismatches(job: TokensJob, facts: list[Facts]) -> None:
+def _stop_if_hopeless(job: TokensJob, source: Source) -> None:
+    """Do not find out at the end, days later, that tokens.text_field is wrong."""
+    first = list(islice(read(source, job.config, lambda position: None), LOOK_AHEAD))
+    bad = Counter(document.kind for document in first if isinstance(document, Bad))
+    if job.config.max_bad_fraction < 1 and len(first) == LOOK_AHEAD == bad.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
+        raise StageError(
+            f"none of the first {LOOK_AHEAD} documents of {source.origin} can be read ({kinds})",
+            fix="Check tokens.source and tokens.text_field, or leave out that file.",
+            stage="tokens",
+        )
+
+
+def _tell_mismatches(job: TokensJob, facts: list[Facts], progress: JobProgress) -> None:
     files = [source.origin for source, fact in zip(job.sources, facts, strict=True) if fact.mismatched]
     if files:
         logger.warning("fastokens differed from tiktoken in %d shards, made by tiktoken alone: %s", len(files), files)
+        progress.tell(shards_by_tiktoken_alone=len(files))
 
 
 def _stop_if_too_bad(job: TokensJob, facts: list[Facts]) -> None:

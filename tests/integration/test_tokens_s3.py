@@ -10,6 +10,7 @@ import time
 import pytest
 from pyarrow import fs
 
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.errors import ResourceError
 from pipeline.tokens import files
@@ -17,7 +18,7 @@ from pipeline.tokens.estimate import estimate
 from pipeline.tokens.files import ByteStream
 from pipeline.tokens.sources import list_sources
 from tests.s3 import BUCKET, s3_server
-from tests.tokens_lab import contents, jsonl, make, record, write_lines
+from tests.tokens_lab import contents, job, jsonl, make, record, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,24 @@ def test_a_storage_that_breaks_off_is_read_on_from_the_same_place(corpus, weathe
     found += b"".join(chunks)
     assert weather.n_failed >= 2
     assert found == expected
+
+
+def test_another_node_goes_on_from_shards_kept_on_the_storage(corpus, tmp_path):
+    """A store on S3, where nodes share nothing else: each has a cache of its own."""
+    place = f"s3://{BUCKET}/store"
+    config = jsonl(train=(f"s3://{BUCKET}/pile/train/*.zst",), val=(f"s3://{BUCKET}/pile/val.jsonl.zst",))
+    expected = make(tmp_path / "folder", config)
+    first = job(Store.open(place, tmp_path / "first"), config)
+    held_out, others = first.phases()
+    first.make(held_out[0], lambda position: None)
+    first.gather_digests()
+    first.make(others[1], lambda position: None)
+    second = job(Store.open(place, tmp_path / "second"), config)
+    assert [second.is_made(source) for source in (*held_out, *others)] == [True, False, True]
+    third = job(Store.open(place, tmp_path / "third"), config)
+    second.make(others[0], lambda position: None)
+    assert third.facts(others[0]) == second.facts(others[0])  # fetched when it is asked for
+    artifact = make(Store.open(place, tmp_path / "fourth"), config)
+    assert contents(artifact) == contents(expected)
+    reader = TokenSplit(Store.open(place, tmp_path / "fifth").get("tokens", artifact.fingerprint), "train")
+    assert reader.n_tokens == expected.summary["train"]["n_tokens"]
