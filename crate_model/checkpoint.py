@@ -5,8 +5,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
@@ -39,8 +39,11 @@ def load_checkpoint(
     config = load_config(folder)
     with torch.device("meta"):
         model = LanguageModel(config)
-    with safe_open(folder / WEIGHTS_FILE, framework="pt", device=str(device)) as stored:
-        weights = {name.removeprefix(PREFIX): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 not a mapping
+    try:
+        weights = load_file(folder / WEIGHTS_FILE, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is broken ({error}): copy or write it anew") from error
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     _check_fit(model, weights, folder)
@@ -54,7 +57,10 @@ def load_config(folder: Path | str) -> ModelConfig:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: give a checkpoint folder (config.json + model.safetensors)")
-    description = json.loads((folder / CONFIG_FILE).read_text())
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is not JSON ({error}): write it anew") from error
     if description.get("model_type") != MODEL_TYPE:
         raise ValueError(
             f"{folder / CONFIG_FILE} says model_type {description.get('model_type')!r}, not {MODEL_TYPE!r}: "

@@ -1,0 +1,52 @@
+"""Coding rate and sparsity, against numbers worked out by other means."""
+
+import numpy as np
+import pytest
+import torch
+
+from crate_model import taps
+from crate_model.config import ModelConfig
+from crate_model.diagnostics import coding_rate, diagnose, fraction_nonzero
+from crate_model.model import LanguageModel
+
+
+def test_coding_rate_by_singular_values() -> None:
+    """1/2 sum over heads and singular values s of log(1 + p s^2 / (N eps^2)), from numpy."""
+    projected = torch.randn(2, 25, 12, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for head in np.split(projected.reshape(50, 12).double().numpy(), 3, axis=1):
+        singular = np.linalg.svd(head, compute_uv=False)
+        expected += 0.5 * np.log1p(4 * singular**2 / (50 * 0.5**2)).sum()
+    assert coding_rate(projected, n_head=3).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_coding_rate_of_nothing_and_of_compressed_tokens() -> None:
+    projected = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    assert coding_rate(torch.zeros(10, 16), 4).item() == 0
+    line = projected[:, :1].expand(100, 16)  # all tokens on one line of each subspace
+    rates = [coding_rate(tokens, 4).item() for tokens in (projected, 0.5 * projected, line)]
+    assert rates[0] > rates[1] > 0 and rates[0] > rates[2]
+
+
+def test_fraction_nonzero() -> None:
+    assert fraction_nonzero(torch.tensor([[0.0, 1.0, 0.0, 2.0]])).item() == 0.5
+
+
+def test_diagnose_crate() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig("crate", 2, 4, 32, 16, 97))
+    ids = torch.randint(97, (4, 16))
+    first, second = diagnose(model, ids)
+    assert (first.layer, second.layer) == (0, 1)
+    with taps.read(model, ["blocks.1.code", "blocks.1.attention_shared"]) as values:
+        model(ids)
+    assert second.fraction_nonzero == pytest.approx((values["blocks.1.code"] > 0).double().mean().item())
+    assert second.coding_rate_before == pytest.approx(coding_rate(values["blocks.1.attention_shared"], 4).item())
+    assert first.coding_rate is not None and first.coding_rate > 0
+    assert 0.3 < first.fraction_nonzero < 0.7  # at initialisation about half of a code is zero
+
+
+def test_diagnose_gpt2_has_sparsity_alone() -> None:
+    layers = diagnose(LanguageModel(ModelConfig("gpt2", 2, 4, 32, 16, 97)), torch.randint(97, (2, 16)))
+    assert [layer.coding_rate for layer in layers] == [None, None]
+    assert all(0.3 < layer.fraction_nonzero < 0.7 for layer in layers)
