@@ -47,19 +47,19 @@ def descending(values: Tensor) -> Tensor:
 def least_in_bins(h: Tensor, order: Tensor, edges: Tensor, n_bins: int) -> Tensor:
     """The smallest hash (neurons, bins) of the tokens in each quantile bin, LARGEST where there is no token.
 
-    `h`, `order` (tokens, neurons), `edges` (inner edges, neurons), all int32. Masks are whole numbers of all ones or zeros, which
-    is several times faster than `where`.
+    `h`, `order` (tokens, neurons), `edges` (inner edges, neurons), all int32. From the top bin down; `rest` loses a bin's tokens
+    once it is done. Masks are whole numbers, all reused: several times faster than comparing and `where`.
     """
     import torch
 
-    below = [(order - edge).bitwise_right_shift_(31) for edge in edges]  # all ones: below the edge
+    rest, mask, inside = h.clone(), torch.empty_like(h), torch.empty_like(h)
     least = []
-    for bin_ in range(n_bins):
-        outside = ~below[bin_] if bin_ < len(below) else torch.zeros_like(below[0])
-        if bin_:
-            outside |= below[bin_ - 1]
-        least.append(torch.maximum(h, outside.bitwise_xor_(SMALLEST)).amin(0))
-    return torch.stack(least, 1)
+    for bin_ in range(len(edges), 0, -1):
+        torch.sub(order, edges[bin_ - 1], out=mask).bitwise_right_shift_(31).bitwise_xor_(SMALLEST)
+        if bin_ < n_bins:  # mask: LARGEST below the edge, else SMALLEST
+            least.append(torch.maximum(rest, mask, out=inside).amin(0))
+        torch.maximum(rest, mask.bitwise_not_(), out=rest)
+    return torch.stack([rest.amin(0), *reversed(least)], 1)
 
 
 def bin_bounds(edges: Tensor) -> tuple[Tensor, Tensor]:
