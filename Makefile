@@ -8,7 +8,7 @@ export UV_FIND_LINKS
 export KUBERAY_CRD_DIR ?= $(wildcard ../shared/kuberay-crds)
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: sweep test check setup mlflow bench lock format clean
+.PHONY: sweep test check check-cluster setup mlflow bench lock format clean
 
 sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
@@ -21,6 +21,12 @@ check: setup
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+	$(MAKE) --no-print-directory check-cluster
+
+# The image's recipe and every manifest, without a cluster: rendered where there is kubectl, else the files themselves.
+check-cluster: setup
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m cluster.check cluster/overlays/* cluster/setup cluster/mlflow cluster/judge --around cluster/setup
 
 mlflow: setup
 	@echo "MLflow: http://127.0.0.1:5000"

@@ -1,7 +1,7 @@
-"""Check manifests without a cluster: `kubectl kustomize cluster/overlays/cpu | python -m cluster.check -`.
+"""Check manifests without a cluster: `python -m cluster.check cluster/overlays/cpu --around cluster/setup`.
 
-Files, folders or `-`. One line a problem, exit code 1 when there is any. KubeRay's CRDs are checked too where --crds or
-KUBERAY_CRD_DIR names their folder.
+Takes kustomizations (rendered where there is kubectl), YAML files, folders, or `-` for what is piped in. One line a problem,
+exit code 1 when there is any. KubeRay's CRDs are checked too where --crds or KUBERAY_CRD_DIR names their folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from cluster.check.builtin import check_kinds, check_pod_schema
-from cluster.check.objects import PodTemplate, load, parse, templates
+from cluster.check.objects import PodTemplate, load, parse, rendered, templates
 from cluster.check.pods import check_pod
 from cluster.check.practice import check_practice
 from cluster.check.problem import Object, Problem, Problems, name_of
@@ -74,28 +74,30 @@ def _of_pod(pod: PodTemplate) -> Problems:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="cluster.check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("paths", nargs="+", help="YAML files, folders, or - for what is piped in")
+    parser.add_argument(
+        "paths", nargs="+", help="kustomizations, YAML files, folders of them, or - for what is piped in"
+    )
     parser.add_argument(
         "--around", nargs="*", type=Path, help="what is applied before: references are checked against it"
     )
     parser.add_argument("--crds", type=Path, default=os.environ.get("KUBERAY_CRD_DIR") or None)
-    parser.add_argument(
-        "--allow", nargs="*", default=[], metavar="RULE", help="rules whose problems are told and not counted"
-    )
     options = parser.parse_args()
-    objects = [
-        item for path in options.paths for item in (parse(sys.stdin.read()) if path == "-" else load([Path(path)]))
-    ]
     around = load(options.around) if options.around is not None else None
-    problems = check(objects, around, options.crds)
-    for problem in problems:
-        print(f"{problem}{' (allowed)' if problem.rule in options.allow else ''}")
-    bad = [problem for problem in problems if problem.rule not in options.allow]
-    schemas = "checked" if options.crds else "not checked: KUBERAY_CRD_DIR is not set"
+    n_bad = 0
+    for path in options.paths:
+        objects = parse(sys.stdin.read()) if path == "-" else rendered(Path(path))
+        problems = check(objects, around, options.crds)
+        n_bad += len(problems)
+        print(
+            f"{path}: {len(objects)} objects, {len(list(templates(objects)))} pod templates, {len(problems)} problems"
+        )
+        for problem in problems:
+            print(f"  {problem}")
     print(
-        f"{len(objects)} objects, {len(list(templates(objects)))} pod templates, {len(bad)} problems; Ray's schemas {schemas}"
+        "KubeRay's schemas "
+        + (f"of {options.crds} checked" if options.crds else "not checked: KUBERAY_CRD_DIR is not set")
     )
-    return 1 if bad else 0
+    return 1 if n_bad else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,19 @@ class PodTemplate:
         for field in ("initContainers", "containers"):
             for index, container in enumerate(self.spec.get(field) or []):
                 yield f"{self.where}.spec.{field}[{index}]", container
+
+
+def rendered(folder: Path) -> list[Object]:
+    """The objects of a kustomization as `kubectl apply -k` would send them; the files themselves where there is no kubectl.
+
+    Raises OSError with what kubectl said when it cannot be rendered.
+    """
+    if not (folder / "kustomization.yaml").is_file() or not shutil.which("kubectl"):
+        return load([folder])
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    return parse(done.stdout)
 
 
 def load(paths: list[Path]) -> list[Object]:

@@ -21,6 +21,7 @@ VOLUME_KINDS = {
     "secret",
 }
 SAFE_SYSCTLS = {"kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start"}
+ALLOWED = "cluster.check/allow-capabilities"  # annotation of a pod: told apart on purpose, in the manifest itself
 SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL)", re.I)
 
 
@@ -35,14 +36,15 @@ def check_pod_security(pod: PodTemplate) -> Problems:
     for sysctl in context.get("sysctls") or []:
         if sysctl.get("name") not in SAFE_SYSCTLS:
             yield _refused(f"{pod.where}.spec.securityContext.sysctls", f"{sysctl.get('name')}")
+    allowed = set((pod.metadata.get("annotations") or {}).get(ALLOWED, "").split(",")) | {"NET_BIND_SERVICE"}
     for where, container in pod.containers():
-        yield from _container(where, container.get("securityContext") or {}, context)
+        yield from _container(where, container.get("securityContext") or {}, context, allowed)
         for port in container.get("ports") or []:
             if port.get("hostPort"):
                 yield _refused(f"{where}.ports", f"hostPort {port['hostPort']}")
 
 
-def _container(where: str, own: Object, pod: Object) -> Problems:
+def _container(where: str, own: Object, pod: Object, allowed: set[str]) -> Problems:
     where = f"{where}.securityContext"
     if own.get("privileged"):
         yield _refused(where, "privileged")
@@ -58,7 +60,7 @@ def _container(where: str, own: Object, pod: Object) -> Problems:
     capabilities = own.get("capabilities") or {}
     if "ALL" not in (capabilities.get("drop") or []):
         yield _refused(where, "capabilities.drop lacks ALL")
-    if added := set(capabilities.get("add") or []) - {"NET_BIND_SERVICE"}:
+    if added := set(capabilities.get("add") or []) - allowed:
         yield _refused(where, f"adds the capability {', '.join(sorted(added))}")
 
 
