@@ -108,8 +108,10 @@ def step_name(stage: str, cell: str) -> str:
 
 def _add(steps: dict[str, Step], stage: Stage, cell: Cell) -> None:
     inputs = {}
+    needed = {other.name for other in STAGES if other.needed(cell.config)}
     for read in stage.reads:
-        inputs[read] = read if read in steps else step_name(read, cell.name)
+        if read in needed:  # what this cell has no step for is left out of the inputs
+            inputs[read] = read if read in steps else step_name(read, cell.name)
     settings = stage.settings_of(cell.config)
     fingerprints = {read: steps[name].fingerprint for read, name in inputs.items()}
     fingerprint = stage.fingerprint(settings, fingerprints)

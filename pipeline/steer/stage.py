@@ -40,7 +40,7 @@ STAGE = Stage(
     "steer",
     1,
     "cell",
-    ("pretrain", "activations", "interpret"),
+    ("pretrain", "activations", "interpret", "sae"),  # sae where the cell has one
     Settings,
     run,
     needed=lambda config: bool(config.steer.edits or config.steer.neurons),
