@@ -36,15 +36,21 @@ class LoadedConfig:
 
     def cells(self) -> list[Cell]:
         """The grid's points, or the one model when there is no grid; equal points are merged."""
-        varying = {key for grid in self.config.grid for key in grid}
-        cells: dict[str, Cell] = {}
+        configs = []
         for point in _points(self.config.grid):
             tree = {key: value for key, value in self.tree.items() if key != "grid"}
             for key, value in point.items():
                 tree = _with_value(tree, tuple(key.split(".")), value)
-            config = _validate(tree, self.places | {tuple(key.split(".")): self._place_of_grid() for key in point})
-            name = _cell_name(config, varying)
-            cells.setdefault(name, Cell(name, config))
+            configs.append(
+                _validate(tree, self.places | {tuple(key.split(".")): self._place_of_grid() for key in point})
+            )
+        keys = sorted({key for grid in self.config.grid for key in grid} - {"model.architecture", "model.n_layer"})
+        cells: dict[str, Cell] = {}
+        for config in configs:
+            like = [other for other in configs if _model_name(other) == _model_name(config)]
+            varying = [key for key in keys if len({str(_value(other, key)) for other in like}) > 1]
+            name = "-".join([_model_name(config), *(f"{key.split('.')[-1]}{_value(config, key)}" for key in varying)])
+            cells.setdefault(name, Cell(name.replace("/", "_"), config))
         return list(cells.values())
 
     def _place_of_grid(self) -> str:
@@ -144,15 +150,16 @@ def _points(grids: tuple[dict[str, tuple[Any, ...]], ...]) -> Iterator[dict[str,
             yield dict(zip(grid, values, strict=True))
 
 
-def _cell_name(config: Config, varying: set[str]) -> str:
-    """`crate-3l`, with whatever else varies in the sweep behind it: `crate-3l-lambda_sparsity0.05-seed1`."""
-    parts = [f"{config.model.architecture}-{config.model.n_layer}l"]
-    for key in sorted(varying - {"model.architecture", "model.n_layer"}):
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        parts.append(f"{key.split('.')[-1]}{value}".replace("/", "_"))
-    return "-".join(parts)
+def _model_name(config: Config) -> str:
+    """`crate-3l`; what else varies between models of one name stands behind it: `crate-3l-lambda_sparsity0.05-seed1`."""
+    return f"{config.model.architecture}-{config.model.n_layer}l"
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def _validate(tree: Tree, places: Places) -> Config:

@@ -73,7 +73,13 @@ grid:
 def test_other_varying_keys_name_their_cells(tmp_path: Path) -> None:
     text = "model: {n_layer: 1}\ngrid: {model.lambda_sparsity: [0.05, 0.1], seed: [1]}\n"
     names = [cell.name for cell in load_config(write(tmp_path, text)).cells()]
-    assert names == ["crate-1l-lambda_sparsity0.05-seed1", "crate-1l-lambda_sparsity0.1-seed1"]
+    assert names == ["crate-1l-lambda_sparsity0.05", "crate-1l-lambda_sparsity0.1"]
+
+
+def test_what_does_not_tell_two_cells_apart_is_not_in_their_names(tmp_path: Path) -> None:
+    text = "grid: [{model.n_layer: [1], sae.expansions: [[1]]}, {model.n_layer: [2]}]\n"
+    cells = load_config(write(tmp_path, text)).cells()
+    assert [(cell.name, cell.config.sae.expansions) for cell in cells] == [("crate-1l", (1,)), ("crate-2l", ())]
 
 
 def test_show_says_where_each_value_comes_from(tmp_path: Path) -> None:
