@@ -199,7 +199,7 @@ class Engine:
             self._engine.optimizer.loss_scaler.cur_scale = loss_scale
 
     def _set(self, parameter: torch.nn.Parameter, part: str, value: torch.Tensor) -> None:
-        from deepspeed.utils import tensor_fragment as ds
+        from deepspeed import utils as ds
 
         key = None if part == "weights" else part
         if self.stage == 0:
