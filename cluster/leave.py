@@ -20,27 +20,29 @@ import psutil
 NOTICE_SECONDS = 20  # for the notice itself: at a sweep's end there is nobody left to take it
 
 
-def give_notice(seconds: int) -> bool:
-    """Mark this pod's node as being preempted. False when the cluster does not answer."""
+def give_notice(raylet: psutil.Process, seconds: int) -> bool:
+    """Have Ray mark the node of this raylet as being preempted. False when the cluster does not answer."""
     ray = Path(sysconfig.get_path("scripts")) / "ray"
     command = [str(ray), "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the pod is deleted"]
+    command += [f"--node-id={node_id(raylet)}", f"--deadline-remaining-seconds={seconds}"]
     try:
-        return not subprocess.run(
-            [*command, f"--deadline-remaining-seconds={seconds}"], timeout=NOTICE_SECONDS, check=False
-        ).returncode
+        return not subprocess.run(command, timeout=NOTICE_SECONDS, check=False).returncode
     except subprocess.TimeoutExpired:
         return False
+
+
+def node_id(raylet: psutil.Process) -> str:
+    return next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
+
+
+def find_raylet(root: psutil.Process) -> psutil.Process | None:
+    """Ray's node process below `root`."""
+    return next((p for p in _below(root) if Path(_title(p).partition(" ")[0]).name == "raylet"), None)
 
 
 def busy(root: psutil.Process) -> list[psutil.Process]:
     """Ray's processes below `root` that hold an actor or run a task; Ray writes that into their titles."""
     return [p for p in _below(root) if _title(p).startswith("ray::") and not _title(p).startswith("ray::IDLE")]
-
-
-def let_go(root: psutil.Process) -> None:
-    for process in _below(root):
-        if "raylet" in Path(_title(process).partition(" ")[0]).name:
-            process.terminate()
 
 
 def _below(root: psutil.Process) -> list[psutil.Process]:
@@ -60,10 +62,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=110, help="how long the work may take to save")
     options = parser.parse_args()
     root, deadline = psutil.Process(options.root), time.monotonic() + options.seconds
-    if give_notice(options.seconds):
-        while busy(root) and time.monotonic() < deadline:
-            time.sleep(0.5)
-    let_go(root)
+    if raylet := find_raylet(root):
+        if give_notice(raylet, options.seconds):
+            while busy(root) and time.monotonic() < deadline:
+                time.sleep(0.5)
+        raylet.terminate()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 from tests.cluster.manifests import ROOT
+from tests.ports import free_port
 
 WORK = """
 import sys, time, pathlib, ray
@@ -39,13 +39,7 @@ ray.kill(work)
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(condition: object, seconds: float = 90) -> None:
+def _wait_for(condition: object, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
@@ -53,7 +47,7 @@ def _wait_for(condition: object, seconds: float = 90) -> None:
 
 
 def test_a_node_that_is_taken_away_saves_and_goes(tmp_path: Path) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **token, "RAY_ADDRESS": address}
     command = [
@@ -91,7 +85,7 @@ def test_a_node_that_is_taken_away_saves_and_goes(tmp_path: Path) -> None:
 
 
 def test_with_no_cluster_to_tell_it_goes_at_once() -> None:
-    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     started = time.monotonic()
     leave = [sys.executable, "-m", "cluster.leave", "--root", str(os.getpid()), "--seconds", "300"]
     subprocess.run(leave, env=environment, cwd=ROOT, check=True, timeout=120, capture_output=True)

@@ -7,7 +7,6 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -20,20 +19,15 @@ import pytest
 
 from cluster.check.objects import load
 from tests.cluster.manifests import CLUSTER
+from tests.ports import free_port
 
 PASSWORD = "a password of at least twelve letters"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Only the port, and Postgres and the bucket for files, are not what the cluster has."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), _free_port()
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     (deployment,) = [item for item in load([CLUSTER / "mlflow" / "server.yaml"]) if item["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     auth = (CLUSTER / "mlflow" / "basic_auth.ini").read_text()
@@ -105,18 +99,3 @@ def test_the_service_s_names_are_allowed_and_no_others(server: int) -> None:
 def test_the_probes_need_neither(server: int) -> None:
     """The kubelet asks by the pod's address and has no password."""
     assert status(server, "/health", host="10.0.0.17:5000") == 200
-
-
-def test_a_client_logs_through_it(server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    (tmp_path / "figure.txt").write_text("drawn")
-    client = mlflow.MlflowClient(f"http://127.0.0.1:{server}")
-    run = client.create_run(client.create_experiment("cluster")).info
-    client.log_metric(run.run_id, "val_loss", 3.5, step=1000)
-    client.log_artifact(run.run_id, str(tmp_path / "figure.txt"))
-    assert client.get_run(run.run_id).data.metrics == {"val_loss": 3.5}
-    assert run.artifact_uri.startswith("mlflow-artifacts:")  # through the server: clients hold no key of the bucket
-    assert Path(client.download_artifacts(run.run_id, "figure.txt", str(tmp_path / ""))).read_text() == "drawn"
