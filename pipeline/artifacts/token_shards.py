@@ -56,12 +56,13 @@ class ShardWriter:
         self._buffer = np.empty(BATCH_TOKENS, np.uint16)
         self._filled = 0
         self._rows: list[Document] = []
-        self.n_tokens = 0
+        self.n_tokens = self.n_documents = 0
 
     def add(self, ids: NDArray[np.uint16], n_bytes: int, domain: str, origin_file: str, origin_line: int) -> None:
         """Append one document; `ids` (n_tokens,) ends with the end-of-text token."""
         self._rows.append(Document(self.n_tokens, len(ids), n_bytes, domain, origin_file, origin_line))
         self.n_tokens += len(ids)
+        self.n_documents += 1
         if len(self._rows) == GROUP_DOCUMENTS:
             self._write_rows()
         while len(ids):

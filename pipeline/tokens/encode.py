@@ -49,8 +49,10 @@ def encode_fast(texts: Sequence[str]) -> list[NDArray[np.uint16]]:
     return np.split(ids, ends[:-1])
 
 
-def compare(text: str) -> None:
-    """Encode the beginning of `text` by both. Raises Mismatch when they differ."""
-    sample = [text[:SAMPLE_CHARACTERS]]
-    if not np.array_equal(encode_fast(sample)[0], encode_exactly(sample)[0]):
+def check(text: str, ids: NDArray[np.uint16]) -> None:
+    """Compare `encode_fast`'s ids of a text with tiktoken's; of a long one, of its beginning. Raises Mismatch."""
+    if len(text) > SAMPLE_CHARACTERS:
+        text = text[:SAMPLE_CHARACTERS]
+        ids = encode_fast([text])[0]
+    if not np.array_equal(ids, encode_exactly([text])[0]):
         raise Mismatch(text[:80])

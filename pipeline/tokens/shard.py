@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import TokensConfig
 from pipeline.tokens.documents import Bad, SourceDocument
-from pipeline.tokens.encode import Mismatch, compare, encode_exactly, encode_fast, fast_encoder
+from pipeline.tokens.encode import Mismatch, check, encode_exactly, encode_fast, fast_encoder
 from pipeline.tokens.sources import Report, Source, read
 
 GROUP_BYTES = 4 << 20  # text encoded at a time
@@ -88,10 +88,17 @@ def _attempt(
         (making / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
         for path in making.iterdir():
             _flush(path)
-        if not (final / "facts.json").is_file():  # a twin of this worker, believed lost, may have been first
-            making.rename(final)
+        _publish(making, final)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _publish(making: Path, final: Path) -> None:
+    try:
+        making.rename(final)
+    except OSError:
+        if not (final / "facts.json").is_file():  # else a twin of this worker, believed lost, was first: same bytes
+            raise
 
 
 def _flush(path: Path) -> None:
@@ -143,6 +150,7 @@ class _Shard:
         for writer in self._writers.values():
             writer.close()
         self._quarantine.close()
+        assert self.facts.written == sum(writer.n_documents for writer in self._writers.values())
         if self.source.split in ("val", "test"):
             np.save(self.folder / "digests.npy", np.frombuffer(b"".join(self._digests), DIGEST))
         self.facts.bad = dict(sorted(Counter(self.facts.bad).items()))
@@ -178,8 +186,10 @@ class _Shard:
 
     def _encode(self, documents: list[SourceDocument]) -> list[NDArray[np.uint16]]:
         texts = [document.text for document in documents]
-        if not self.fast:
+        if not self.fast or not texts:
             return encode_exactly(texts)
-        compare(texts[self._groups_encoded * SAMPLE_STRIDE % len(texts)])
+        encoded = encode_fast(texts)
+        sample = self._groups_encoded * SAMPLE_STRIDE % len(texts)
+        check(texts[sample], encoded[sample])
         self._groups_encoded += 1
-        return encode_fast(texts)
+        return encoded

@@ -109,7 +109,7 @@ def corrected(
             h = token_hash(seed, site, neuron, position)
             bin_ = bisect_right(borders, place_value(value, h))
             rows.setdefault(position // text.n_ctx, []).append((position, value, signed(h), bin_))
-    best = sorted((min((-v, p) for p, v, _, _ in tokens) for tokens in rows.values()))[:top]
+    best = sorted(min((-v, p) for p, v, _, _ in tokens) for tokens in rows.values())[:top]
     chosen = {("top", -1): [p for _, p in best]}
     taken = {p // text.n_ctx for _, p in best}
     drawn = sorted((max((h, p) for p, _, h, _ in tokens) for tokens in rows.values()), reverse=True)[: 2 * random]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from planted_neurons import planted
+from interpret_world import planted
 
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.config import InterpretConfig

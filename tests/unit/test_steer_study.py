@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from sae_world import World, site
@@ -12,7 +12,7 @@ from sae_world import World, site
 from crate_model.config import SAEConfig
 from crate_model.sae import SparseAutoencoder
 from pipeline.artifacts import steering
-from pipeline.artifacts.saes import write_sae
+from pipeline.artifacts.saes import CURVE_SCHEMA, write_sae, write_tables
 from pipeline.artifacts.store import Artifact
 from pipeline.config import SteerConfig, SteerEdit
 from pipeline.errors import ConfigError
@@ -37,8 +37,7 @@ def inputs(world: World) -> dict[str, Artifact]:
 
 @pytest.fixture(scope="module")
 def made(world: World, inputs: dict[str, Artifact]) -> Artifact:
-    context = world.context("4" * 32, "steer")
-    return world.publish("steer", "4" * 32, lambda folder: STAGE.run(Settings(STEER), inputs, folder, context))
+    return steered(STEER, world, inputs, "4" * 32)
 
 
 def test_the_best_scored_neurons_are_steered_at_their_own_maximum(made: Artifact, inputs: dict[str, Artifact]) -> None:
@@ -101,22 +100,45 @@ def test_samples_continue_the_prompt(made: Artifact) -> None:
     assert all(isinstance(text, str) for text in [samples["plain"], *(edit["text"] for edit in samples["steered"])])
 
 
-def test_features_of_a_sparse_autoencoder_are_steered_too(world: World, inputs: dict[str, Artifact]) -> None:
+@pytest.fixture(scope="module")
+def with_sae(world: World, inputs: dict[str, Artifact]) -> dict[str, Artifact]:
+    """Feature 0 never fires, feature 9 is the strongest of those that fire often, feature 8 fires once."""
     torch.manual_seed(1)
     sae = SparseAutoencoder(SAEConfig(64, 128))
-    of = site()
-    with_sae = inputs | {
-        "sae": world.publish(
-            "sae", "5" * 32, lambda folder: write_sae(folder, of, sae, {}), {"sites": [vars(of)], "measures": {}}
-        )
-    }
-    edits = (
-        SteerEdit(layer=0, neuron=5, value=2.0, site=of.name),
-        SteerEdit(layer=0, neuron=5, value=2.0, site=of.name, keep_error=False),
-    )
-    steer = STEER.model_copy(update={"edits": edits})
-    context = replace(world.context("6" * 32, "steer"))
-    artifact = world.publish("steer", "6" * 32, lambda folder: STAGE.run(Settings(steer), with_sae, folder, context))
+
+    def write(folder: Path) -> None:
+        write_sae(folder, site(), sae, {})
+        fired = [0, *[50] * 127]
+        fired[8] = 1
+        maxima = [0.0, *[1.0] * 127]
+        maxima[8], maxima[9] = 7.0, 3.0
+        columns = {"site": [site().name] * 128, "feature": range(128), "n_fired": fired, "mean_active": maxima}
+        write_tables(folder, [], pa.table(columns | {"maximum": maxima}), CURVE_SCHEMA.empty_table())
+
+    return inputs | {"sae": world.publish("sae", "5" * 32, write, {"sites": [vars(site())], "measures": {}})}
+
+
+def steered(steer: SteerConfig, world: World, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
+    context = world.context(fingerprint, "steer")
+    return world.publish("steer", fingerprint, lambda folder: STAGE.run(Settings(steer), inputs, folder, context))
+
+
+def test_the_strongest_features_are_steered_beside_the_neurons(world: World, with_sae: dict[str, Artifact]) -> None:
+    artifact = steered(STEER.model_copy(update={"neurons": 1, "features": 1}), world, with_sae, "6" * 32)
+    edits = steering.read_samples(artifact)["steered"]
+    assert [(edit["site"], edit["neuron"]) for edit in edits][2:] == [("code-l0-2x", 9)]
+    assert edits[2]["value"] == 3.0
+    controls = [r for r in steering.read_doses(artifact).to_pylist() if r["edit"] == 2 and r["role"] == "control"]
+    assert {row["site"] for row in controls} == {"code-l0-2x"}
+    assert not {row["neuron"] for row in controls} & {0, 9}
+
+
+def test_features_lose_what_the_autoencoder_misses_unless_its_error_is_kept(
+    world: World, with_sae: dict[str, Artifact]
+) -> None:
+    kept = SteerEdit(layer=0, neuron=5, value=2.0, site=site().name)
+    edits = (kept, kept.model_copy(update={"keep_error": False}))
+    artifact = steered(STEER.model_copy(update={"edits": edits}), world, with_sae, "9" * 32)
     rows = {(row["what"], row["neuron"]): row for row in steering.read_lossless(artifact).to_pylist()}
     assert rows["delta", 5]["max_logit_change"] == 0.0
     assert rows["splice", 5]["max_logit_change"] > 0

@@ -114,8 +114,13 @@ def test_copies_of_held_out_documents_are_taken_out_of_train(tmp_path):
     text = gpt2_encoding().decode(split.read(0, split.n_tokens).tolist())
     assert text.split("<|endoftext|>") == [*train, *train[:3], "val 2 ", ""]
 
+    write_lines(tmp_path / "train.jsonl", map(record, held))  # nothing but copies, and one document more
+    write_lines(tmp_path / "more.jsonl", [record("train")])
+    files["train"] = (*files["train"], str(tmp_path / "more.jsonl"))
     kept = make(tmp_path / "kept", jsonl(**files, drop_duplicates=False)).summary
-    assert (kept["duplicates"], kept["duplicates_dropped"], kept["train"]["n_documents"]) == (2, 0, 56)
+    assert (kept["duplicates"], kept["duplicates_dropped"], kept["train"]["n_documents"]) == (3, 0, 4)
+    summary = make(tmp_path / "dropped", jsonl(**files)).summary
+    assert (summary["duplicates_dropped"], summary["train"]["n_documents"]) == (3, 1)
 
 
 def test_the_packaged_corpus_has_two_domains_in_both_splits(tmp_path):
