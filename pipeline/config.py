@@ -203,8 +203,11 @@ class SteerConfig(Section):
     """What neurons do to the next word: logit effects, samples, dose-response curves, and that a clamp loses nothing."""
 
     prompt: str = "1 2 3 4 5"
-    edits: tuple[SteerEdit, ...] = ()  # empty: the best-scored neurons of each layer, at their own maximum
-    neurons: Count = 4  # how many a layer are drawn where `edits` is empty; 0: no steering stage
+    edits: tuple[
+        SteerEdit, ...
+    ] = ()  # empty: the best-scored neurons of each layer and the strongest features, at their maximum
+    neurons: Count = 4  # how many a layer are chosen where `edits` is empty; 0: no steering stage
+    features: Count = 2  # how many a sparse autoencoder are chosen where `edits` is empty
     top_words: Positive = 10
     doses: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each edit's value, for the dose-response curves
     controls: Count = 3  # other neurons of the layer at the same values

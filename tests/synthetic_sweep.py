@@ -53,6 +53,7 @@ class SyntheticSweep:
     random: int = 3
     total_tokens: int = 65_536
     sae: bool = False
+    hostile: str = ""  # put wherever models and people write texts
     inputs: dict[str, Artifact] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -114,10 +115,10 @@ class SyntheticSweep:
         loss = final_loss(model) + 0.002 * rng.standard_normal()
         writers: dict[str, Callable[[Path], dict[str, Any]]] = {
             "pretrain": lambda folder: write_pretrain(folder, model, loss, tokens, rng),
-            "evaluate": lambda folder: write_evaluate(folder, loss, model),
+            "evaluate": lambda folder: write_evaluate(folder, loss, model, self.hostile),
             "activations": lambda folder: self.write_records(folder, sites_of(model), rng),
             "interpret": lambda folder: write_interpret(folder, sites_of(model), model.architecture, rng),
-            "steer": lambda folder: write_steer(folder),
+            "steer": lambda folder: write_steer(folder, self.hostile),
         }
         if self.sae:
             features = [("code-l0-1x", 0, model.d_code)]
@@ -209,13 +210,13 @@ def write_pretrain(
     return facts | {"train_tokens": steps * 1024, "val_loss": loss, "train_loss": loss, "optimizer": "torch"}
 
 
-def write_evaluate(folder: Path, loss: float, model: ModelConfig) -> dict[str, Any]:
+def write_evaluate(folder: Path, loss: float, model: ModelConfig, hostile: str = "") -> dict[str, Any]:
     totals = evaluation.DomainTotals(("Github", "StateOfTheUnion"))
     totals.sums[:] = [[3e4 * (loss - 0.4), 1e5 * (loss + 0.12)], [3e4, 1e5], [7e4, 4.2e5]]
-    words = [" the", " a", " China", " Beijing", "\n", " our", " this", " that", " which", ","]
+    words = [" the", " a", " China", " Beijing", "\n" + hostile, " our", " this", " that", " which", ","]
     samples = [
         {"prompt": prompt, "words": [{"token": w, "probability": 0.2 / (i + 1)} for i, w in enumerate(words)]}
-        for prompt in ("They saw some boats on the", "Beijing is the capital of")
+        for prompt in ("They saw some boats on the", f"Beijing is the capital of{hostile}")
     ]
     crate = model.architecture == "crate"
     layers = [
@@ -291,7 +292,7 @@ def write_interpret(
     return {"judge": judge, "protocol": "corrected", "metrics": metrics, "families": {family: metrics}}
 
 
-def write_steer(folder: Path) -> dict[str, Any]:
+def write_steer(folder: Path, hostile: str = "") -> dict[str, Any]:
     edit = {"edit": 0, "site": "code-l0", "layer": 0, "neuron": 7, "how": "clamp", "value": 8.0}
     logits = {"logit_before": 0.0, "logit_after": 2.0, "probability_before": 0.01, "probability_after": 0.3}
     effects = [
@@ -312,7 +313,7 @@ def write_steer(folder: Path) -> dict[str, Any]:
         for dose in (0.25, 0.5, 1.0, 2.0)
     ]
     lossless = [{"site": "code-l0", "layer": 0, "neuron": 7, "what": "clamp", "max_logit_change": 0.0, "kl": 0.0}]
-    samples = {"prompt": "1 2 3 4 5", "plain": " 6 7 8 9", "steered": [edit | {"text": " pro0 pro1 pro0"}]}
+    samples = {"prompt": "1 2 3 4 5", "plain": " 6 7 8 9", "steered": [edit | {"text": f" pro0 pro1{hostile}"}]}
     steering.write_steering(folder, effects, doses, lossless, samples)
     return {"edits": 1}
 
@@ -341,7 +342,7 @@ def write_sae(folder: Path) -> dict[str, Any]:
         "recovered_mean": 0.95,
         "kl": 0.05,
     }
-    densities = pa.table({"site": ["code-l0-1x"], "feature": [0], "n_fired": [5], "mean_active": [1.0]})
+    densities = pa.table({"site": ["code-l0-1x"], "feature": [0], "n_fired": [5], "mean_active": [1.0], "maximum": [2.0]})
     curve = {
         "site": ["code-l0-1x"],
         "step": [1],

@@ -55,7 +55,13 @@ MEASURE_SCHEMA = pa.schema(
     }
 )
 DENSITY_SCHEMA = pa.schema(
-    {"site": pa.string(), "feature": pa.int32(), "n_fired": pa.int64(), "mean_active": pa.float64()}
+    {
+        "site": pa.string(),
+        "feature": pa.int32(),
+        "n_fired": pa.int64(),  # of the measures' n_tokens
+        "mean_active": pa.float64(),  # where it fires
+        "maximum": pa.float64(),
+    }
 )
 CURVE_SCHEMA = pa.schema(
     {

@@ -64,6 +64,7 @@ def _densities(features: Mapping[Site, FeatureStatistics]) -> pa.Table:
                 "feature": pa.array(range(len(found.fired)), pa.int32()),
                 "n_fired": found.fired.cpu().numpy(),
                 "mean_active": found.mean_active().cpu().numpy(),
+                "maximum": found.maximum.double().cpu().numpy(),
             }
         ).cast(DENSITY_SCHEMA)
         for site, found in features.items()

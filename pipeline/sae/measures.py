@@ -74,12 +74,14 @@ class FeatureStatistics:
         self.n = 0
         self.fired = torch.zeros(n_features, dtype=torch.int64, device=device)
         self.sum = torch.zeros(n_features, dtype=torch.float64, device=device)
+        self.maximum = torch.zeros(n_features, device=device)
         self.squared_error = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, v: Tensor, f: Tensor, v_hat: Tensor) -> None:
         self.n += len(v)
         self.fired += (f > 0).sum(dim=0)
         self.sum += f.sum(dim=0, dtype=torch.float64)
+        self.maximum = torch.maximum(self.maximum, f.amax(dim=0))
         self.squared_error += (v_hat - v).square().sum(dtype=torch.float64)
 
     def mean_active(self) -> Tensor:

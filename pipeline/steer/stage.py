@@ -22,16 +22,19 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
     from pipeline.artifacts.saes import load_sae, sites
     from pipeline.artifacts.scores import Scores
     from pipeline.artifacts.steering import write_steering
-    from pipeline.steer.choice import best_neurons
+    from pipeline.steer import choice
     from pipeline.steer.study import study
 
-    steer = settings.steer
-    model = load_model(inputs["pretrain"])
-    records = Records(inputs["activations"])
+    steer, model = settings.steer, load_model(inputs["pretrain"])
     trained = {site.name: site for site in sites(inputs["sae"])} if "sae" in inputs else {}
     saes = {name: (site.point, load_sae(inputs["sae"], name)) for name, site in trained.items()}
-    wanted = steer.edits or best_neurons(records, Scores(inputs["interpret"]), steer.neurons)
-    found = study(model, records, saes, wanted, steer, context.progress(len(wanted), "edits"))
+    neurons = choice.live_neurons(Records(inputs["activations"]))
+    features = choice.live_features(inputs["sae"]) if trained else {}
+    wanted = list(steer.edits) or choice.best_neurons(neurons, Scores(inputs["interpret"]), steer.neurons)
+    if trained and not steer.edits:
+        often = choice.live_features(inputs["sae"], choice.OFTEN)
+        wanted += choice.strongest_features(often, trained, steer.features)
+    found = study(model, neurons | features, saes, wanted, steer, context.progress(len(wanted), "edits"))
     write_steering(out_folder, found.effects, found.doses, found.lossless, found.samples)
     return found.summary
 

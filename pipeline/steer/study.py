@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder
-from pipeline.artifacts.records import Records
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.config import SteerConfig, SteerEdit
 from pipeline.progress import Progress
-from pipeline.steer.choice import control_units, live_maxima
+from pipeline.steer.choice import Live, control_units
 from pipeline.steer.edits import Edit, Unit, resolve
 from pipeline.steer.effects import dose_rows, logits_of, lossless_row, splice_row, token_changes
 from pipeline.steer.samples import prompt_ids, sample_text
@@ -37,7 +36,7 @@ class Study:
 
 def study(
     model: LanguageModel,
-    records: Records,
+    live: Live,
     saes: Saes,
     wanted: Sequence[SteerEdit],
     steer: SteerConfig,
@@ -55,7 +54,7 @@ def study(
         for change in token_changes(plain[0, -1], logits_of(model, ids, edit)[0, -1], steer.top_words):
             found.effects.append(name | asdict(change) | {"text": strings[change.token]})
         if edit.how != "ablate":
-            units = [("steered", edit.unit), *_controls(edit.unit, records, taken, steer.controls)]
+            units = [("steered", edit.unit), *_controls(edit.unit, live, taken, steer.controls)]
             rows = dose_rows(model, ids, plain, edit, units, steer.doses, steer.top_words)
             found.doses += [name | row for row in rows]
         found.lossless.append(lossless_row(model, ids, plain, edit.unit))
@@ -76,11 +75,10 @@ def _named(number: int, edit: Edit) -> dict[str, Any]:
     return given | {"how": edit.how, "value": float(edit.value)}
 
 
-def _controls(unit: Unit, records: Records, taken: set[tuple[str, int]], count: int) -> list[tuple[str, Unit]]:
-    live = list(live_maxima(records, unit.layer)) if unit.sae is None else list(range(unit.sae.config.d_sae))
+def _controls(unit: Unit, live: Live, taken: set[tuple[str, int]], count: int) -> list[tuple[str, Unit]]:
     steered = {index for site, index in taken if site == unit.site}
-    chosen = control_units(live, steered, unit.layer, count)
-    return [("control", Unit(unit.layer, index, unit.site, unit.point, unit.sae, unit.keep_error)) for index in chosen]
+    chosen = control_units(live.get(unit.site, {}), steered, unit.site, count)
+    return [("control", replace(unit, index=index)) for index in chosen]
 
 
 def _whole(name: str, point: str, sae: SparseAutoencoder) -> Unit:
