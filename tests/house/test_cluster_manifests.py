@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import pytest
 from cluster.check.__main__ import check
 from cluster.check.network import Peer, allowed
 from cluster.check.objects import load, parse, templates
+from pipeline.config_load import load_config
+from pipeline.sweep import add_arguments
 from tests.cluster.manifests import AROUND, CLUSTER, OVERLAYS, ROOT, rendered
 
 CRDS = Path(os.environ["KUBERAY_CRD_DIR"]) if os.environ.get("KUBERAY_CRD_DIR") else None
@@ -77,6 +80,30 @@ def test_interactive_and_preflight_take_any_overlay(mode: str, name: str, tmp_pa
     assert {k: pod.get(k) for k in ("volumes", "tolerations")} == {
         k: group["template"]["spec"].get(k) for k in ("volumes", "tolerations")
     }
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("overlay", "config", "store"),
+    [("cpu", "configs/quickstart.yaml", "/mnt/runs"), ("spot", "configs/pile.yaml", "s3://your-bucket/crate")],
+)
+def test_the_job_s_command_is_one_that_the_sweep_understands(overlay: str, config: str, store: str) -> None:
+    """The submitter's shell expands it from the settings, as here; then the sweep's own parser reads it."""
+    objects = {item["kind"]: item for item in parse(rendered(CLUSTER / "overlays" / overlay))}
+    variables = objects["ConfigMap"]["data"] | {
+        "CRATE_ARGS": "--max-gpu-hours=200 --until=tokens",
+        "PATH": os.environ["PATH"],
+    }
+    script = f"printf '%s\\n' {objects['RayJob']['spec']['entrypoint']}"
+    done = subprocess.run(["bash", "-ec", script], env=variables, capture_output=True, text=True, check=True)
+    python, program, *arguments = done.stdout.splitlines()
+    assert (python, program) == ("python", "pipeline/sweep.py") and (ROOT / program).is_file()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    loaded = load_config(ROOT / options.config, options.set)
+    assert (str(options.config), loaded.config.runtime.store) == (config, store)
+    assert (options.max_gpu_hours, options.until) == (200, "tokens")
 
 
 RAY = {"app.kubernetes.io/component": "ray"}
