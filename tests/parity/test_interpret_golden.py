@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.interpret.excerpts import SELECTIONS
+from pipeline.interpret.expected import from_top
 from pipeline.interpret.scoring import correlations, quantise, statuses
 
 
@@ -49,3 +50,9 @@ def test_openai_excerpts(golden):
     assert list(openai.explain[0].ranks) == golden["split_openai/explain_ids"].tolist()
     assert [1000 + rank for rank in random.ranks] + list(top.ranks) == golden["split_openai/score_ids"].tolist()
     assert set(random.metrics) == {"top_and_random", "random_only"} and top.metrics == ("top_and_random",)
+
+
+def test_expected_activation_from_the_top_five(golden):
+    ours = from_top(golden["ev/token_value"], golden["ev/logit"])
+    np.testing.assert_allclose(ours, golden["ev/expected"], atol=1e-12)
+    assert ours[0] == 0  # no number among them: published as 0

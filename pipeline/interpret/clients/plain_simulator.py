@@ -32,15 +32,16 @@ def _excerpt(simulator: LocalSimulator, prefix: list[int], tokens: np.ndarray, t
         return expected.from_numbers(logits[:, [*numbers.digits, numbers.ten]])
     zero_after_one = np.zeros(len(tail.asked))
     for index, place in enumerate(tail.asked.tolist() if tens else []):
-        after = _logits(simulator, [*prefix, *tail.ids[: place + 1], numbers.digits[1]])[-1]
+        after = _logits(simulator, [*prefix, *tail.ids[: place + 1], numbers.digits[1]], last_only=True)[0]
         zero, end = np.exp(after[[numbers.digits[0], numbers.line_end]] - after.max())
         zero_after_one[index] = zero / (zero + end)
     return expected.from_digits(logits[:, numbers.digits], zero_after_one)
 
 
-def _logits(simulator: LocalSimulator, ids: list[int]) -> Any:
+def _logits(simulator: LocalSimulator, ids: list[int], last_only: bool = False) -> Any:
+    """Logits (positions, vocabulary) of a whole prompt."""
     import torch
 
     with torch.inference_mode():
         row = torch.as_tensor([ids], device=simulator.network.device)
-        return simulator.network(row, use_cache=False).logits[0].double().cpu().numpy()
+        return simulator.network(row, use_cache=False, logits_to_keep=int(last_only)).logits[0].float().cpu().numpy()

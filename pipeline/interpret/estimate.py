@@ -1,0 +1,90 @@
+"""What judging a model will take, before anything is asked: calls counted exactly, tokens and price estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.interpret.excerpts import Pick, needed_selections
+
+QUANTILE_BINS = {"paper": 11, "corrected": 12}  # of short excerpts: the published code leaves out the highest
+# Tokens by the judge's tokenizer, measured with SmolLM2 on GPT-2 tokens of English and code, rounded up.
+TOKENS_A_LINE = 5.2  # of a simulation: token, tab, "unknown", line break
+TOKENS_A_SHOWN_TOKEN = {"own": 2.0, "openai": 5.5}  # of an explanation
+HEAD_TOKENS = {"own": 360, "openai": 850}  # of a simulation: instruction and examples
+EXPLAIN_HEAD_TOKENS = {"own": 330, "openai": 900}
+EXPLANATION_TOKENS = 30
+OUT_OF_CONTEXT_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """For one model. `tokens_in` counts what a server is sent; a local simulator reads heads and explanations only once."""
+
+    n_neurons: int
+    explanations: int
+    simulations: int
+    simulations_of_controls: int
+    tokens_in: int
+    tokens_out: int
+    price: float
+    by_llm: bool
+
+
+def judge_plan(config: Config) -> JudgePlan:
+    """The calls to come for the neurons of a model and for the features of its autoencoders."""
+    settings, prompts = config.interpret, config.interpret.prompt_set
+    bins = QUANTILE_BINS[config.activations.protocol]
+    neurons = n_neurons(config)
+    by_llm = settings.simulator_kind != "token_table"
+    asks = settings.explainer != "token_table"
+    of_sites = [min(size, settings.control_neurons) for size in _site_sizes(config)]
+    controls = 2 * sum(of_sites) if by_llm else 0
+    simulations = controlled = explanations = 0
+    tokens_in = tokens_out = 0.0
+    for selection in needed_selections(settings.metrics):
+        width = config.activations.window if selection.long else config.activations.window_short
+        shown, passes = _count(selection.explain, bins), _count(selection.score, bins)
+        lines = sum(
+            _count((p,), bins) * (OUT_OF_CONTEXT_TOKENS if p.out_of_context else width) for p in selection.score
+        )
+        begun = HEAD_TOKENS[prompts] + EXPLANATION_TOKENS
+        tokens_in += by_llm * (neurons + controls) * (passes * begun + lines * TOKENS_A_LINE)
+        if asks:
+            explanations += neurons
+            tokens_in += neurons * (EXPLAIN_HEAD_TOKENS[prompts] + shown * width * TOKENS_A_SHOWN_TOKEN[prompts])
+            tokens_out += neurons * settings.max_explanation_tokens
+        simulations += neurons * passes
+        controlled += controls * passes
+    price = (tokens_in * settings.price_in + tokens_out * settings.price_out) / 1e6
+    price = min(price, settings.budget) if settings.budget else price
+    return JudgePlan(neurons, explanations, simulations, controlled, int(tokens_in), int(tokens_out), price, by_llm)
+
+
+def n_neurons(config: Config) -> int:
+    """Neurons and features that will be judged, all layers together."""
+    most = config.interpret.neurons_per_layer
+    return sum(min(most, size) if most else size for size in _site_sizes(config))
+
+
+def _site_sizes(config: Config) -> list[int]:
+    """Neurons or features of every site: a layer's tap, or one autoencoder on it."""
+    model, neurons, sae = config.model, config.activations, config.sae
+    sizes = [_width(config, neurons.tap)] * _layers(model.n_layer, neurons.layers)
+    kinds = {"relu": sae.l1, "jumprelu": sae.l0}.get(sae.variant, sae.k)  # one autoencoder a coefficient
+    for expansion in sae.expansions:
+        sizes += [expansion * _width(config, sae.tap)] * _layers(model.n_layer, sae.layers) * len(kinds)
+    return sizes
+
+
+def _width(config: Config, tap: str) -> int:
+    return config.model.d_code if tap == "code" else config.model.d_model
+
+
+def _layers(n_layer: int, layers: tuple[int, ...] | str) -> int:
+    return n_layer if layers == "all" else len(layers)
+
+
+def _count(picks: tuple[Pick, ...], bins: int) -> int:
+    """Excerpts of a neuron."""
+    return sum(len(pick.ranks) * (bins if pick.kind == "quantile" else 1) for pick in picks)

@@ -1,0 +1,168 @@
+"""No call is made twice, none beyond the budget, and a kill loses at most the calls under way."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.artifacts.store import Store
+from pipeline.config import Config, InterpretConfig
+from pipeline.errors import ArtifactError
+from pipeline.interpret.backends import Text, Usage
+from pipeline.interpret.budget import Budget
+from pipeline.interpret.cache import JudgeCache, key_of
+from pipeline.interpret.estimate import judge_plan
+from pipeline.interpret.excerpts import Block
+from pipeline.interpret.explaining import Explanations
+from pipeline.interpret.prompts.own import OwnPrompts
+
+USAGE = Usage(1000, 10, 0.5)
+
+
+class Explainer:
+    """Answers every prompt; remembers how often it was asked."""
+
+    model = "counted"
+
+    def __init__(self, identity="one", text="boats"):
+        self.identity, self.text, self.asked = identity, text, 0
+
+    def explain(self, prompts):
+        for index, _ in enumerate(prompts):
+            self.asked += 1
+            yield index, Text(self.text, USAGE)
+
+
+def block(n_neurons=6):
+    rng = np.random.default_rng(0)
+    shape = (n_neurons, 2, 8)
+    return Block(rng.integers(300, 400, shape), rng.random(shape).astype(np.float32), np.ones(shape, bool))
+
+
+def explanations(store, strings, explainer, step="a", **config):
+    budget = Budget(InterpretConfig(**config))
+    return Explanations(explainer, OwnPrompts(), JudgeCache(store, step), budget, strings, 60, False)
+
+
+def test_a_key_keeps_its_parts_apart():
+    assert key_of("ab", "c") != key_of("a", "bc") != key_of("abc") and key_of("a", b"b") == key_of(b"a", "b")
+
+
+def test_calls_are_remembered_across_steps_and_told_apart_by_content(tmp_path, strings):
+    store = Store(tmp_path)
+    first, again, other, changed = Explainer(), Explainer(), Explainer("two"), Explainer()
+    answers = explanations(store, strings, first).of(block())
+    assert first.asked == 6 and answers == [("boats", None)] * 6
+    of_another_step = explanations(store, strings, again, step="b")
+    assert of_another_step.of(block()) == answers and again.asked == 0
+    assert of_another_step.budget.summary() == {"calls": 6, "tokens_in": 6000, "tokens_out": 60, "price": 0.0}
+    assert of_another_step.budget.calls_made == 0
+    explanations(store, strings, other, step="c").of(block())
+    assert other.asked == 6
+    different = block()
+    different.tokens[2, 1, 3] += 1
+    explanations(store, strings, changed, step="d").of(different)
+    assert changed.asked == 1
+
+
+@pytest.mark.parametrize("text, status", [("", "refused"), ("...", "unparsed"), ("<|im_start|>user", "unparsed")])
+def test_replies_that_are_no_explanation_are_counted_and_not_paid_again(tmp_path, strings, text, status):
+    asked, again = Explainer(text=text), Explainer(text=text)
+    for explainer, step in ((asked, "a"), (again, "b")):
+        answers = explanations(Store(tmp_path), strings, explainer, step).of(block())
+        assert answers == [(None, status)] * 6
+    assert (asked.asked, again.asked) == (6, 0)
+
+
+def test_the_budget_is_never_exceeded_and_what_is_left_out_is_counted(tmp_path, strings):
+    prices = {"price_in": 1000.0, "price_out": 1000.0}  # a call: 1.01
+    explainer = Explainer()
+    limited = explanations(Store(tmp_path), strings, explainer, budget=4.0, **prices)
+    answers = limited.of(block())
+    assert limited.budget.spent <= 4.0 and explainer.asked == 3
+    assert [status for _, status in answers] == [None] * 3 + ["over budget"] * 3
+    more = explanations(Store(tmp_path), strings, again := Explainer(), step="b", budget=100.0, **prices)
+    assert [status for _, status in more.of(block())] == [None] * 6 and again.asked == 3
+
+
+def test_silent_neurons_are_not_asked_about(tmp_path, strings):
+    silent = block()
+    silent.activations[1] = 0
+    silent.activations[4] *= -1
+    explainer = Explainer()
+    answers = explanations(Store(tmp_path), strings, explainer).of(silent)
+    assert [status for _, status in answers] == [None, "silent", None, None, "silent", None] and explainer.asked == 4
+
+
+def test_a_kill_loses_no_answered_call(tmp_path):
+    """A process that is killed without warning right after its third reply leaves three on disk."""
+    program = f"""
+        import os, signal
+        from pathlib import Path
+        from pipeline.artifacts.store import Store
+        from pipeline.interpret.backends import Usage
+        from pipeline.interpret.cache import JudgeCache, key_of
+        cache = JudgeCache(Store(Path({str(tmp_path)!r})), "killed")
+        for number in range(10):
+            cache.keep({{key_of(str(number)): (b"reply", Usage(1, 2, 3.0))}})
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
+    assert done.returncode == -signal.SIGKILL
+    for step in ("killed", "another"):
+        found = JudgeCache(Store(tmp_path), step).find(key_of(str(number)) for number in range(10))
+        assert found == {key_of(str(number)): (b"reply", Usage(1, 2, 3.0)) for number in range(3)}
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "old.sqlite").write_bytes(b"SQLite format 3\x00 torn" * 100)
+    with pytest.raises(ArtifactError, match=r"old\.sqlite"):
+        JudgeCache(Store(tmp_path), "new")
+
+
+def test_a_file_that_another_step_has_just_begun_is_passed_over(tmp_path):
+    (tmp_path / "judge").mkdir()
+    sqlite3.connect(tmp_path / "judge" / "begun.sqlite").close()
+    assert JudgeCache(Store(tmp_path), "new").find([b"x"]) == {}
+
+
+LADDER = [(1, 128), (2, 128), (3, 128), (6, 768), (12, 768)]
+
+
+def test_the_plan_counts_the_published_study():
+    """Both models on the ladder, and GPT-2's autoencoders up to three layers, by metric."""
+    passes = {}
+    for metric in ("top_and_random", "random_only", "anthropic"):
+        passes[metric] = neurons = 0
+        for architecture in ("crate", "gpt2"):
+            for n_layer, d_model in LADDER:
+                size = {"n_layer": n_layer, "d_model": d_model, "n_head": 4 if d_model == 128 else 12}
+                config = Config.model_validate(
+                    {
+                        "model": size | {"architecture": architecture},
+                        "activations": {"protocol": "paper"},
+                        "sae": {"expansions": (16,) if architecture == "gpt2" and n_layer <= 3 else ()},
+                        "interpret": {"metrics": (metric,), "protocol": "paper", "explainer": "http", "price_in": 1.0},
+                    }
+                )
+                plan = judge_plan(config)
+                passes[metric] += plan.simulations
+                neurons += plan.n_neurons
+                assert plan.explanations == plan.n_neurons and plan.price > 0 and plan.by_llm
+        assert neurons == 116_736 + 49_152
+    assert passes == {"top_and_random": 1_658_880, "random_only": 829_440, "anthropic": 7_796_736}
+
+
+def test_the_plan_of_the_offline_judge_is_free():
+    plan = judge_plan(Config())
+    assert plan.explanations == 0 and plan.price == 0 and not plan.by_llm

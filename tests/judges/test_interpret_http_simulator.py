@@ -1,0 +1,126 @@
+"""The HTTP simulator against a server with a model behind it that answers as vLLM does, and against those that cannot."""
+
+import math
+
+import numpy as np
+import pytest
+from misbehaving_server import Judge, Other, chat
+
+from pipeline.errors import ClientError
+from pipeline.interpret.backends import SimulationRequest
+from pipeline.interpret.clients.http import Server, ServerSpec
+from pipeline.interpret.clients.http_simulator import COUNTING, HttpSimulator, read_echo
+from pipeline.interpret.clients.local_simulator import LocalSimulatorSpec
+from pipeline.interpret.clients.number_simulator import NumberSimulator
+from pipeline.interpret.clients.plain_simulator import plain
+from pipeline.interpret.prompts.openai_original import OpenAIPrompts
+from pipeline.interpret.prompts.own import OwnPrompts
+
+EXCERPTS = [np.array([464, 4178, 550, 1364]), np.array([197, 198, 50256, 30])]  # "The boats had left", hostile ones
+
+
+def server(judge):
+    return Server(ServerSpec(judge.url, 4, 30.0), None)
+
+
+def completions(model, shift=0, top=20):
+    """Answers `echo` requests as vLLM does: each prompt token's text, log-probability and likeliest alternatives."""
+    import torch
+
+    network, tokenizer = model.load()
+
+    def answer(path, body):
+        assert body["echo"] and body["max_tokens"] == 1
+        found = tokenizer(body["prompt"], add_special_tokens=False)
+        ids = found["input_ids"]
+        if body["prompt"].startswith(
+            COUNTING
+        ):  # a tiny random model cannot count: a copy of what a model that can says
+            entries = [{tokenizer.decode([i]): -0.1} for i in ids]
+        else:
+            with torch.inference_mode():
+                logprobs = network(torch.tensor([ids])).logits[0].log_softmax(-1)
+            entries = [None]
+            values, indices = logprobs[:-1].topk(top)
+            entries += [
+                {tokenizer.decode([i]): v for i, v in zip(row_i, row_v, strict=True)}
+                for row_i, row_v in zip(indices.tolist(), values.tolist(), strict=True)
+            ]
+        entries = entries[shift:] + [{}] * shift
+        texts = [tokenizer.decode([i]) for i in ids]
+        logprobs = {"tokens": texts, "token_logprobs": [0.0] * len(ids), "top_logprobs": entries}
+        usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
+        return {"choices": [{"text": body["prompt"], "logprobs": logprobs}], "usage": usage}
+
+    return answer
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_equal_to_the_local_simulator(tiny_judge, strings, paper):
+    prompts = OpenAIPrompts(raw_tokens=True) if paper else OwnPrompts()
+    local = LocalSimulatorSpec(tiny_judge, prompts, paper, strings).make()
+    excerpts = EXCERPTS[:1] if paper else EXCERPTS  # raw line breaks are tokenized differently as one text
+    with Judge(completions(tiny_judge, top=49152 if not paper else 20)) as judge:
+        simulator = HttpSimulator(server(judge), "tiny", "", prompts, paper, strings)
+        got = dict(simulator.simulate(SimulationRequest("boats", [e]) for e in excerpts))
+    assert simulator.model == ("tiny" if paper else "tiny (reads 10 as 1)")
+    oracle = plain(local, SimulationRequest("boats", excerpts), tens=False)  # over HTTP a 10 in two tokens reads as 1
+    for index, row in enumerate(oracle):
+        np.testing.assert_allclose(got[index].predictions[0], row, atol=2e-3)
+    assert got[0].usage.tokens_in > 100
+
+
+@pytest.mark.parametrize(
+    "server_kind, why", [("no echo", "ignores echo"), ("shifted", "to the token before"), ("400", "400")]
+)
+def test_servers_that_cannot_are_refused_with_the_reason(tiny_judge, strings, server_kind, why):
+    def no_echo(path, body):
+        content = [{"token": " one", "logprob": -0.1, "top_logprobs": [{"token": " one", "logprob": -0.1}]}]
+        return {"choices": [{"text": " one", "logprobs": {"content": content}}]}
+
+    answers = {
+        "no echo": no_echo,
+        "shifted": completions(tiny_judge, shift=1),
+        "400": lambda *_: Other(400, "status 400"),
+    }
+    with Judge(answers[server_kind]) as judge, pytest.raises(ClientError, match=why) as error:
+        HttpSimulator(server(judge), "m", "", OwnPrompts(), False, strings)
+    assert "http_numbers" in error.value.fix
+
+
+def echo_of(*lines):
+    return [
+        part for token, top in lines for part in ((token, {}), ("\t", {"unknown": -0.1}), ("unknown", top), ("\n", {}))
+    ]
+
+
+def test_reading_an_echo():
+    half = math.log(0.5)
+    echo = echo_of(("a", {"3": half, "5": half}), ("b", {" 7": -0.1, "x": -3.0}), ("c", {"10": -0.2}))
+    np.testing.assert_allclose(read_echo(echo, 3, paper=False), [4, np.nan, 10])
+    np.testing.assert_allclose(read_echo(echo, 3, paper=True), [4, 0, 10])
+    assert read_echo(echo, 4, paper=False) is None and read_echo(None, 1, paper=False) is None
+
+
+@pytest.mark.parametrize(
+    "reply, expected",
+    [
+        ("The\t0\n boats\t10\n had\t0\n left\t3", [0, 10, 0, 3]),
+        ("The\t0\nboats\t10\nhad\t0\nleft\t3\n", [0, 10, 0, 3]),
+        ("The\t0\nboats\t10\nhad\t0", None),  # a line short
+        ("The\t0\nboats\t11\nhad\t0\nleft\t3", None),
+        ("The\t0\nboats\t1.5\nhad\t0\nleft\t3", None),
+        ("The\t0\nships\t10\nhad\t0\nleft\t3", None),
+        ("Sure! Here you are:\nThe\t0\nboats\t10\nhad\t0\nleft\t3", None),
+        ("", None),
+    ],
+)
+def test_generated_numbers_are_read_strictly(strings, reply, expected):
+    with Judge(lambda path, body: chat(reply)) as judge:
+        simulator = NumberSimulator(server(judge), "m", "", strings)
+        simulation = simulator.one(SimulationRequest("boats", EXCERPTS[:1]))
+    assert simulator.metric_suffix == "_generated" and "generated" in simulator.model
+    if expected is None:
+        assert simulation.predictions is None and simulation.unparsed
+    else:
+        assert simulation.predictions[0].tolist() == expected
