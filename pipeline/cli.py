@@ -120,7 +120,7 @@ def _forecast(options: argparse.Namespace) -> int:
 def _neuron_arguments(parser: argparse.ArgumentParser) -> None:
     _cell_arguments(parser)
     parser.add_argument("--layer", type=int, required=True, help="from 0")
-    parser.add_argument("--neuron", type=int, required=True, help="from 0")
+    parser.add_argument("--index", "--neuron", dest="neuron", type=int, required=True, help="from 0")
     parser.add_argument("--features", action="store_true", help="a feature of the layer's sparse autoencoder instead")
     parser.add_argument("--excerpts", type=int, default=5, help="shown of each kind")
 
@@ -138,6 +138,47 @@ def _neuron(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=40, help="length of a sample")
+
+
+def _steer_arguments(parser: argparse.ArgumentParser) -> None:
+    _cell_arguments(parser)
+    parser.add_argument("--layer", type=int)
+    parser.add_argument("--neuron", type=int, help="its index; with --site, the feature's")
+    parser.add_argument("--value", type=float, default=0.0)
+    parser.add_argument("--how", choices=("clamp", "add", "scale", "ablate"), default="clamp")
+    parser.add_argument("--site", default="", help="a sparse autoencoder of the cell, e.g. code-l0-1x")
+    parser.add_argument("--positions", type=int, nargs="*", default=[], help="of the prompt; none: all")
+    parser.add_argument("--edits", type=Path, help="instead: a YAML list of edits, as under steer.edits")
+    parser.add_argument("--prompt", default="1 2 3 4 5")
+    parser.add_argument("--top", type=int, default=10, help="tokens shown")
+    _sampling_arguments(parser)
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--cell", nargs="*", help="none: all of the run")
+    parser.add_argument("--prompt", nargs="+", default=["They saw some boats on the", "Beijing is the capital of"])
+    _sampling_arguments(parser)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_a", metavar="RUN_A")
+    parser.add_argument("run_b", metavar="RUN_B")
+    parser.add_argument("--store", default="store", help="folder or s3:// address of the store")
+    parser.add_argument("--json", action="store_true")
+
+
+def _try(options: argparse.Namespace) -> int:
+    from pipeline import try_models
+    from pipeline.runtime import open_store
+
+    return getattr(try_models, options.command)(open_store(options.store), options)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command]] = {
     "sweep": ("run a whole study (the same as pipeline/sweep.py)", sweep.add_arguments, sweep.run),
     "show": ("print every value of a configuration and where it comes from", _show_arguments, _show),
@@ -151,5 +192,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command
         _import_checkpoint,
     ),
     "neuron": ("show one neuron's scores and excerpts", _neuron_arguments, _neuron),
+    "steer": ("edit a neuron or feature and see what becomes of a prompt", _steer_arguments, _try),
+    "sample": ("show models' next words and samples side by side", _sample_arguments, _try),
+    "compare": ("compare the cells that two runs share", _compare_arguments, _try),
     "verify": ("hash every artifact of a sweep against its manifest", _run_arguments, _verify),
 }

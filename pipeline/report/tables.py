@@ -53,12 +53,18 @@ def write_tables(tables: Tables, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, rows in tables.items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
+        rows = [{key: _flat(value) for key, value in row.items()} for row in rows]
         table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in keys})
         table = pa.table(
             {key: table[key].cast(pa.float64()) if table[key].type == pa.null() else table[key] for key in keys}
         )
         pq.write_table(table, folder / f"{name}.parquet")
         pcsv.write_csv(table, folder / f"{name}.csv")
+
+
+def _flat(value: Any) -> Any:
+    """CSV knows no lists: they become `0 3 5`."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _each(study: Study, stage: str, rows_of: Any) -> Rows:

@@ -1,0 +1,97 @@
+"""Commands that try a trained model of a run: `steer`, `sample`; and `compare` two runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.artifacts.checkpoint import load_model
+from pipeline.artifacts.saes import load_sae, sites
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.browse import artifact_of, planned
+from pipeline.config import SteerConfig
+from pipeline.errors import ConfigError
+
+
+def steer(store: Store, options: argparse.Namespace) -> int:
+    """Edit the neurons or features that the command line or a YAML list names, and show what becomes of the prompt."""
+    from pipeline.steer.show import print_steering
+
+    config = _steer_config(options)
+    model = load_model(artifact_of(store, options.run, f"{options.cell}/pretrain"))
+    saes = {}
+    if f"{options.cell}/sae" in planned(store, options.run):
+        made = artifact_of(store, options.run, f"{options.cell}/sae")
+        saes = {site.name: (site.point, load_sae(made, site)) for site in sites(made)}
+    print_steering(model, saes, config, Console())
+    return 0
+
+
+def sample(store: Store, options: argparse.Namespace) -> int:
+    """Next words and samples of all named cells (all of the run when none is named) side by side."""
+    from pipeline.steer.show import print_next_words
+
+    steps = planned(store, options.run)
+    cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
+    models = {cell: load_model(artifact_of(store, options.run, f"{cell}/pretrain")) for cell in cells}
+    config = _checked({"temperature": options.temperature, "top_k": options.top_k, "sample_tokens": options.tokens})
+    print_next_words(models, options.prompt, config, Console())
+    return 0
+
+
+def compare(store: Store, options: argparse.Namespace) -> int:
+    """Losses and scores of the cells that two runs share, with intervals."""
+    from pipeline.report.compare import compare as compare_runs
+
+    rows = compare_runs(_made(store, options.run_a), _made(store, options.run_b))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table(title=f"{options.run_b} minus {options.run_a}", title_justify="left")
+    for column in ("cell", "measure", options.run_a, options.run_b, "difference", "95 %", "note"):
+        table.add_column(column)
+    for row in rows:
+        interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        numbers = (f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['difference']:+.3f}")
+        table.add_row(row["cell"], row["measure"], *numbers, interval, row["note"])
+    Console().print(table)
+    return 0
+
+
+def _made(store: Store, run: str) -> dict[str, Artifact]:
+    found = {name: store.find(recipe["stage"], recipe["fingerprint"]) for name, recipe in planned(store, run).items()}
+    return {name: artifact for name, artifact in found.items() if artifact}
+
+
+def _steer_config(options: argparse.Namespace) -> SteerConfig:
+    if options.edits:
+        try:
+            edits = yaml.safe_load(options.edits.read_text("utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"cannot read the edits in {options.edits}: {error}", fix="Give a YAML list of edits."
+            ) from error
+    elif options.layer is None or options.neuron is None:
+        raise ConfigError("no edit is named", fix="Give --layer, --neuron and --value, or --edits FILE.")
+    else:
+        edit = {"layer": options.layer, "neuron": options.neuron, "value": options.value, "how": options.how}
+        edits = [edit | {"site": options.site, "positions": options.positions}]
+    given = {"prompt": options.prompt, "edits": edits, "temperature": options.temperature, "top_k": options.top_k}
+    return _checked(given | {"sample_tokens": options.tokens, "top_words": options.top})
+
+
+def _checked(values: dict[str, Any]) -> SteerConfig:
+    try:
+        return SteerConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{where}: {first['msg']}", fix=f"It is {first.get('input')!r}; correct the value."
+        ) from error
