@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 BATCH_TOKENS = 1 << 22  # 8 MiB a record batch: what a writer holds in memory
-GROUP_DOCUMENTS = 1 << 16  # documents a Parquet row group
+GROUP_DOCUMENTS = 1 << 13  # documents a Parquet row group: what is read to find one document
 SCHEMA = pa.schema([pa.field("ids", pa.uint16(), nullable=False)])
 
 

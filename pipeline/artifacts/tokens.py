@@ -135,12 +135,19 @@ class TokenSplit:
         names = [name.removesuffix(".arrow") + ".documents.parquet" for name in self._shards]
         return [pq.ParquetFile(self.artifact.file(name)) for name in names]
 
+    @cached_property
+    def _group_starts(self) -> list[list[int]]:
+        """For each shard's table, the offset at which each row group's first document begins."""
+        tables = [file.metadata for file in self._document_files]
+        return [
+            [table.row_group(group).column(0).statistics.min for group in range(table.num_row_groups)]
+            for table in tables
+        ]
+
     def _documents_around(self, shard: int, offset: int) -> pa.Table:
         """The row group of a shard's table whose documents hold the token at `offset` of the shard."""
-        file = self._document_files[shard]
-        groups = range(file.metadata.num_row_groups)
-        firsts = [file.metadata.row_group(group).column(0).statistics.min for group in groups]
-        return file.read_row_group(bisect_right(firsts, offset) - 1)
+        group = bisect_right(self._group_starts[shard], offset) - 1
+        return self._document_files[shard].read_row_group(group)
 
 
 def _mapped_batches(artifact: Artifact, name: str) -> list[NDArray[np.uint16]]:
