@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     @precision.without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if gradient.device.type == "cpu" and gradient == 1:
+        if not _branches_cost(gradient) and gradient == 1:
             return *ctx.saved_tensors, None
         scaled = (None if grad is None else grad * gradient.to(grad.dtype) for grad in ctx.saved_tensors)
         return *scaled, None
@@ -107,13 +107,26 @@ def _losses_and_surprise(logits: Tensor, targets: Tensor, hidden: Tensor, weight
         from crate_model.ops import cross_entropy_triton
 
         return cross_entropy_triton.surprise_(logits, targets[:, 0]), logits
+    losses = F.cross_entropy(logits.to(exact), targets[:, 0], reduction="none") if _branches_cost(logits) else None
     # In place where the dtype allows: each row is then read from memory once.
     probabilities = torch.softmax(logits, -1, out=logits) if logits.dtype == exact else logits.softmax(-1, dtype=exact)
+    if losses is None:
+        losses = _losses(probabilities, targets, hidden, weight)
+    probabilities.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=exact))
+    return losses, probabilities.to(logits.dtype)
+
+
+def _losses(probabilities: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """-log of the targets' probabilities, without another pass over the logits; where they underflow, from the logits."""
     chosen = probabilities.gather(1, targets)[:, 0]
     losses = -chosen.log()
     lost = chosen < SMALLEST_PROBABILITY
-    if lost.any():  # the probability underflows: take these rows' losses from their logits
-        again = (hidden[lost] @ weight.T).to(exact)
+    if lost.any():
+        again = (hidden[lost] @ weight.T).to(losses.dtype)
         losses[lost] = F.cross_entropy(again, targets[lost, 0], reduction="none")
-    probabilities.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=exact))
-    return losses, probabilities.to(logits.dtype)
+    return losses
+
+
+def _branches_cost(tensor: Tensor) -> bool:
+    """Where looking at a value to decide what to do stalls a GPU or splits the graph of torch.compile."""
+    return tensor.is_cuda or torch.compiler.is_compiling()
