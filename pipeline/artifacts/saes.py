@@ -24,6 +24,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from crate_model.config import ModelConfig
     from crate_model.sae import SparseAutoencoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -94,6 +95,11 @@ class Site:
     def point(self) -> str:
         """The tap's name in the model."""
         return f"blocks.{self.layer}.{self.tap}"
+
+
+def tap_width(model: ModelConfig, tap: str) -> int:
+    """Entries of a token's vector at a tap within a block."""
+    return model.d_code if tap.startswith("code") else model.d_model
 
 
 def sites(artifact: Artifact) -> list[Site]:

@@ -10,11 +10,10 @@ import torch
 
 from crate_model.model import LanguageModel
 from pipeline.artifacts.activation_stream import ActivationStream
-from pipeline.artifacts.saes import Site
+from pipeline.artifacts.saes import Site, tap_width
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
 from pipeline.errors import StageError
-from pipeline.sae.planned import width
 from pipeline.sae.resampling import counting_starts, resample
 from pipeline.sae.state import restore_state, save_state
 from pipeline.sae.training import SAETrainer, seed_of
@@ -54,7 +53,7 @@ def train_group(
         settings.batch_rows,
         device,
     )
-    trainers = [SAETrainer(site, settings, width(model.config, site.tap), seed, device) for site in sites]
+    trainers = [SAETrainer(site, settings, tap_width(model.config, site.tap), seed, device) for site in sites]
     curves = [restore_state(watcher.states, trainer) for trainer in trainers]
     loop = _Loop(stream, trainers, curves, settings, seed, watcher)
     loop.run(max(1, settings.total_tokens // settings.batch_tokens))

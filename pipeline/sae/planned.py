@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crate_model.config import ModelConfig
-from pipeline.artifacts.saes import Site
+from pipeline.artifacts.saes import Site, tap_width
 from pipeline.config import SAEConfigSection
 from pipeline.errors import ConfigError
 
@@ -21,17 +21,12 @@ def planned_sites(settings: SAEConfigSection, model: ModelConfig) -> list[Site]:
         for expansion in settings.expansions:
             sites += [_site(settings, layer, expansion, sparsity) for sparsity in settings.sparsities]
     for site in sites:
-        features = site.expansion * width(model, site.tap)
+        features = site.expansion * tap_width(model, site.tap)
         if site.variant in ("topk", "batchtopk") and site.sparsity > features:
             raise ConfigError(
                 f"sae.k is {site.sparsity:.0f}, but {site.name} has {features} features", fix="Set a smaller sae.k."
             )
     return sites
-
-
-def width(model: ModelConfig, tap: str) -> int:
-    """Entries of a token's vector at a tap within a block."""
-    return model.d_code if tap == "code" else model.d_model
 
 
 def _site(settings: SAEConfigSection, layer: int, expansion: int, sparsity: float) -> Site:

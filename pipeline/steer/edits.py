@@ -17,6 +17,7 @@ from torch import Tensor
 from crate_model import taps
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder
+from pipeline.artifacts.saes import tap_width
 from pipeline.config import SteerEdit
 from pipeline.errors import ConfigError
 
@@ -125,7 +126,16 @@ def _unit(
         raise ConfigError(
             f"{wanted.site} is of {point}, not of layer {wanted.layer}", fix="Correct the edit's layer or site."
         )
+    check_width(sae, wanted.site, point, model)
     return Unit(wanted.layer, wanted.neuron, wanted.site, point, sae, wanted.keep_error), sae.config.d_sae
+
+
+def check_width(sae: SparseAutoencoder, name: str, point: str, model: LanguageModel) -> None:
+    """Raises ConfigError for an autoencoder of another model or tap: its inputs have another width."""
+    width = tap_width(model.config, point.rpartition(".")[2])
+    if sae.config.d_in != width:
+        told = f"{name} reads vectors of {sae.config.d_in}, but {point} has {width}"
+        raise ConfigError(told, fix="Use the autoencoders that were trained on this model.")
 
 
 def _absolute(positions: tuple[int, ...], n: int) -> tuple[int, ...]:

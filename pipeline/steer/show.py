@@ -70,9 +70,9 @@ def show_steering(
         for kind, title in TITLES.items():
             console.print(_changes_table(title, [change for change in changes if change.kind == kind]))
         console.print(_losses(model, ids, plain, edit), highlight=False)
-        console.print(
-            Text("steered  ", style="bold") + Text(sample_text(model, ids, sample_tokens, temperature, top_k, edit))
-        )
+        if sample_tokens:
+            text = sample_text(model, ids, sample_tokens, temperature, top_k, edit)
+            console.print(Text("steered  ", style="bold") + Text(text))
     if sample_tokens:
         console.print(
             Text("plain    ", style="bold") + Text(sample_text(model, ids, sample_tokens, temperature, top_k))
