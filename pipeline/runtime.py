@@ -33,10 +33,15 @@ def judge_api_key() -> str | None:
     return Path(path).read_text("utf-8").strip() if path else None
 
 
-def open_store(place: str) -> Store:
-    """The store at a folder or `s3://` address. A remote one is cached below CRATE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
+def cache_folder() -> Path:
+    """What can be had again lies here: below CRATE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("CRATE_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Store.open(place, Path(base) / "crate-scaling")
+    return Path(base) / "crate-scaling"
+
+
+def open_store(place: str) -> Store:
+    """The store at a folder or `s3://` address. A remote one is cached in `cache_folder`."""
+    return Store.open(place, cache_folder())
 
 
 def mlflow_uri(runtime: RuntimeConfig, store: Store) -> str:

