@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +32,13 @@ class Block:
     @property
     def first_row(self) -> int:
         return self.first // self.values.shape[1]
+
+    def parts(self, n_bytes: int) -> Iterator[Block]:
+        """The block in pieces of whole rows, whose hashes take about `n_bytes` of memory."""
+        n_rows, n_ctx, n_neurons = self.values.shape
+        size = max(1, n_bytes // (8 * n_ctx * n_neurons))
+        for row in range(0, n_rows, size):
+            yield Block(self.values[row : row + size], self.first + row * n_ctx)
 
     def hashes(self, row: int, seed: int, of_neurons: Tensor) -> tuple[Tensor, Tensor]:
         """Hashes and order keys (n_ctx, neurons) int32 of a row's tokens."""

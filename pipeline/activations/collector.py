@@ -14,10 +14,13 @@ from pipeline.activations.moments import MomentsTree, of_values
 from pipeline.activations.priority import LARGEST, name_hashes
 from pipeline.activations.row_candidates import RowCandidates
 from pipeline.activations.wanted import Wanted
+from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+HASH_BYTES = 1 << 28  # of the hashes of rows that are looked at together
 
 
 class SiteCollector:
@@ -29,7 +32,7 @@ class SiteCollector:
 
         some = next(iter(edges.values()))
         device, n_neurons = some.device, len(some)
-        self.corpus = corpus
+        self.site, self.corpus = site, corpus
         of_neurons = torch.from_numpy(name_hashes(wanted.seed, site, n_neurons)).to(device)
         self.candidates: list[RowCandidates | FlatCandidates] = []
         for span in corpus.spans:
@@ -43,6 +46,14 @@ class SiteCollector:
         self.nonzero = torch.zeros(n_neurons, dtype=torch.int64, device=device)
 
     def add(self, batch: int, block: Block) -> None:
+        if self.corpus.config.protocol == "paper":
+            self._add_part(block)
+        else:
+            for part in block.parts(HASH_BYTES):
+                self._add_part(part)
+        self._add_statistics(batch, block.values[: max(0, self.corpus.n_rows - block.first_row)])
+
+    def _add_part(self, block: Block) -> None:
         for candidates in self.candidates:
             n_rows = min(len(block.values), candidates.span.n_rows - block.first_row)
             if n_rows <= 0:
@@ -52,13 +63,18 @@ class SiteCollector:
             else:
                 rows = range(block.first_row, block.first_row + n_rows)
                 candidates.add(block, [self.corpus.places(row, candidates.span.width) for row in rows])
-        self._add_statistics(batch, block.values[: max(0, self.corpus.n_rows - block.first_row)])
 
     def _add_statistics(self, batch: int, values: Tensor) -> None:
         import torch
 
         if not len(values):
             return
+        if not bool(values.isfinite().all()):
+            raise ArtifactError(
+                f"the activations of {self.site} are not finite, in batch {batch}",
+                fix="The model overflows on this text: train it again with a lower learning rate, or set "
+                "activations.precision: fp32.",
+            )
         whole = of_values(values[0])
         for row in values[1:]:
             whole = whole.merged(of_values(row))

@@ -38,6 +38,7 @@ class Corpus:
     """The rows of a val split that the settings ask for."""
 
     def __init__(self, split: TokenSplit, config: ActivationsConfig, n_ctx: int) -> None:
+        """Raises ConfigError where the text is too short for what is asked."""
         self.split, self.config, self.n_ctx = split, config, n_ctx
         available = split.n_tokens // n_ctx
         self.n_rows = min(available, max(1, config.tokens // n_ctx))
@@ -103,6 +104,17 @@ class Corpus:
     def ids(self, batch: int) -> np.ndarray:
         """Token ids (rows, n_ctx) int64 of a batch."""
         return self.split.rows([row * self.n_ctx for row in self.rows(batch)], self.n_ctx)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ConfigError for a token that a model of `vocab_size` tokens cannot have seen."""
+        for batch in range(self.n_batches):
+            rows = self.rows(batch)
+            largest = int(self.split.read(rows.start * self.n_ctx, len(rows) * self.n_ctx).max())
+            if largest >= vocab_size:
+                raise ConfigError(
+                    f"val holds token {largest}, but the model's vocabulary has {vocab_size}: another tokenizer's text",
+                    fix="Give the model the tokens it was trained on, or set model.vocab_size and train anew.",
+                )
 
     def places(self, row: int, width: int) -> Places:
         """Tokens of a row around which an excerpt of `width` tokens fits into their document's part of the row."""

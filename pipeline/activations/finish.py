@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.job import Job
 from pipeline.activations.moments import Moments, MomentsTree
-from pipeline.activations.quantiles import octaves
+from pipeline.activations.quantiles import edge_keys, edge_values, octaves
 from pipeline.activations.select import excerpt_tables
 from pipeline.activations.sites import Site
 from pipeline.artifacts.records import RecordsWriter
@@ -29,12 +29,13 @@ def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
     with RecordsWriter(folder) as writer:
         for site in _sites(job):
             parts = [_part(job.shard_file(shard), site) for shard in range(len(job.shards))]
-            statistics, facts[site.name] = statistics_table(site, parts, _histogram(job, corpus, site))
+            statistics, facts[site.name] = statistics_table(site, parts, _measured(job, corpus, site))
             writer.statistics(statistics)
             facts[site.name]["missing"] = _write_excerpts(writer, site, parts, job, corpus)
     read = {"rows": corpus.n_rows, "rows_short": corpus.n_rows_short, "n_ctx": corpus.n_ctx}
     asked = {"tokens_asked": job.config.tokens, "tokens_short_asked": job.config.tokens_short}
     counts = {"tokens": corpus.n_rows * corpus.n_ctx, "tokens_short": corpus.n_rows_short * corpus.n_ctx}
+    counts["pilot_tokens"] = sum(len(corpus.rows(batch)) for batch in job.pilot(corpus, corpus.n_rows)) * corpus.n_ctx
     return {"protocol": job.config.protocol, **counts, **asked, **read, "sites": facts}
 
 
@@ -52,8 +53,8 @@ def _write_excerpts(writer: RecordsWriter, site: Site, parts: list[Part], job: J
     return dict(missing)
 
 
-def statistics_table(site: Site, parts: Sequence[Part], histogram: np.ndarray) -> tuple[pa.Table, dict[str, Any]]:
-    """A row a neuron (NEURON_SCHEMA), and what is said of the site as a whole."""
+def statistics_table(site: Site, parts: Sequence[Part], measured: Part) -> tuple[pa.Table, dict[str, Any]]:
+    """A row a neuron (NEURON_SCHEMA), and what is said of the site as a whole. `measured` are columns (neurons, values)."""
     tree = MomentsTree()
     for part in parts:
         for name in part:
@@ -62,7 +63,6 @@ def statistics_table(site: Site, parts: Sequence[Part], histogram: np.ndarray) -
                 tree.put(height, index, Moments(n, part[name]))
     total = tree.total()
     nonzero = np.sum([part["nonzero"] for part in parts], axis=0)
-    offsets = np.arange(site.n_neurons + 1, dtype=np.int32) * histogram.shape[1]
     columns = {
         "site": pa.repeat(site.name, site.n_neurons),
         "layer": np.full(site.n_neurons, site.layer, np.int32),
@@ -73,7 +73,7 @@ def statistics_table(site: Site, parts: Sequence[Part], histogram: np.ndarray) -
         "kurtosis": pa.array(total.kurtosis(), from_pandas=True),
         "maximum": np.max([part["maximum"] for part in parts], axis=0).astype(np.float64),
         "fraction_nonzero": nonzero / total.n,
-        "histogram": pa.ListArray.from_arrays(pa.array(offsets), pa.array(histogram.astype(np.int64).ravel())),
+        **{name: _lists(values) for name, values in measured.items()},
     }
     facts = {
         "layer": site.layer,
@@ -100,12 +100,24 @@ def _part(path: Path, site: Site) -> Part:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def _histogram(job: Job, corpus: Corpus, site: Site) -> np.ndarray:
-    """Tokens by size of activation (neurons, bins), on the tokens on which the quantiles of the long excerpts are measured."""
+def _measured(job: Job, corpus: Corpus, site: Site) -> Part:
+    """What was counted on the pilot batches: the histogram for the long excerpts, and the edges of both quantile bins."""
+    counts = {span.n_rows: _pilot_counts(job, span.n_rows, site) for span in corpus.spans}
+    long, short = (edge_values(edge_keys(counts[span.n_rows], span.edges, site.signed)) for span in corpus.spans)
+    return {"histogram": octaves(counts[corpus.n_rows], site.signed), "edges": long, "edges_short": short}
+
+
+def _pilot_counts(job: Job, n_rows: int, site: Site) -> np.ndarray:
     from safetensors import safe_open
 
     counts: np.ndarray | int = 0
     for part in range(job.n_pilots):
         with safe_open(job.pilot_file(part), framework="np") as file:
-            counts = counts + file.get_tensor(f"{site.name}/{corpus.n_rows}")
-    return octaves(np.asarray(counts), site.signed)
+            counts = counts + file.get_tensor(f"{site.name}/{n_rows}").astype(np.int64)
+    return np.asarray(counts)
+
+
+def _lists(values: np.ndarray) -> pa.ListArray:
+    """Rows (n, k) as n lists."""
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.activations.corpus import Corpus, pilot_batches
+from pipeline.activations.sites import check_layers
 from pipeline.activations.wanted import Wanted
 from pipeline.artifacts.checkpoint import model_config
 from pipeline.artifacts.store import Artifact
@@ -76,11 +77,14 @@ class Job:
 
 
 def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Context) -> Job:
-    """Raises ConfigError when the text is too short for what is asked."""
+    """Raises ConfigError when text, model and settings do not go together."""
     n_workers = max(1, context.runtime.workers_per_cell)
     artifacts = (inputs["tokens"], inputs["pretrain"], inputs.get("sae"))
     job = Job(settings.seed, settings.activations, *artifacts, (), n_workers, context)
-    corpus = job.corpus()
+    corpus, model = job.corpus(), model_config(job.pretrain)
+    corpus.check_vocabulary(model.vocab_size)
+    if job.autoencoders is None:
+        check_layers(settings.activations, model.n_layer)
     n_tokens = corpus.n_tokens(range(corpus.n_batches))
     n_shards = min(corpus.n_batches, max(n_workers, min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS))))
     bounds = [shard * corpus.n_batches // n_shards for shard in range(n_shards + 1)]

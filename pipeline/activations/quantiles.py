@@ -123,3 +123,11 @@ def octaves(counts: np.ndarray, signed: bool) -> np.ndarray:
     zero = N_POSITIVE if signed else 0
     positive = counts[:, zero + 1 :].reshape(len(counts), LAST - FIRST, STEPS).sum(axis=2)
     return np.concatenate([counts[:, :zero].sum(axis=1)[:, None], counts[:, zero : zero + 1], positive], axis=1)
+
+
+def edge_values(keys: np.ndarray) -> np.ndarray:
+    """The activations (float64) at order keys: 0 for a key among the zeros."""
+    keys = keys.astype(np.int32)
+    ordered = keys << 1
+    bits = np.where(keys < 0, ordered ^ np.int32(LARGEST), ordered)
+    return np.where((keys >= 0) & (keys < ZERO_KEYS), 0.0, bits.view(np.float32).astype(np.float64))

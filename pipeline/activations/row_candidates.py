@@ -48,9 +48,8 @@ class RowCandidates:
             if len(row):
                 self._add_top(row, block.first + index * n_ctx + positions, top[:, 0, index])
                 self._add_hashed(~h.amax(0)[:, None], self.random, random[:, :, index])
-                self._add_hashed(
-                    least_in_bins(h, order, self._edges, self.span.n_bins), self.quantile, quantile[:, :, index]
-                )
+                least = least_in_bins(h, order, self._edges, self.span.n_bins)
+                self._add_hashed(least, self.quantile, quantile[:, :, index])
         starts = torch.from_numpy(np.stack([place.starts for place in places])).to(device)
         windows = block.by_neuron.unfold(2, self.span.width, 1)  # (rows, neurons, starts, width)
 

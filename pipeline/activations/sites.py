@@ -71,7 +71,7 @@ def open_reader(
 ) -> Reader:
     """The model of a pretrain artifact with its taps, or with the autoencoders of an sae artifact.
 
-    Raises ArtifactError for weights that are not finite, ConfigError for a layer that the model has not.
+    Raises ArtifactError for weights that are not finite.
     """
     from pipeline.artifacts.checkpoint import load_model
 
@@ -86,16 +86,20 @@ def open_reader(
     return Reader(model, sites, config.precision, device)
 
 
-def tap_sites(model: LanguageModel, config: ActivationsConfig) -> list[Site]:
-    import torch
-
-    n_layer = model.config.n_layer
-    layers = range(n_layer) if config.layers == "all" else config.layers
-    if wrong := [layer for layer in layers if layer >= n_layer]:
+def check_layers(config: ActivationsConfig, n_layer: int) -> None:
+    """Raises ConfigError for a layer that the model has not."""
+    wrong = [layer for layer in config.layers if layer >= n_layer] if config.layers != "all" else []
+    if wrong:
         raise ConfigError(
             f"activations.layers names layer {wrong[0]}, but the model has {n_layer}",
             fix=f"Layers are counted from 0: name 0 to {n_layer - 1}, or all.",
         )
+
+
+def tap_sites(model: LanguageModel, config: ActivationsConfig) -> list[Site]:
+    import torch
+
+    layers = range(model.config.n_layer) if config.layers == "all" else sorted(set(config.layers))
     points = {layer: f"blocks.{layer}.{config.tap}" for layer in layers}
     values = forward_to(model, torch.zeros((1, 1), dtype=torch.long), list(points.values()))
     signed = config.tap != "code" or getattr(model.config, "activation", "relu") != "relu"

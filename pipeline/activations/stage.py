@@ -36,14 +36,13 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
 
 
 def track(summary: Summary, context: Context) -> None:
-    """Tell the tracker each site's sparsity and share of dead neurons."""
+    """Tell the tracker the sparsity and the share of dead neurons, by layer: its own charts draw them over the layers."""
     tracker = context.tracker.open()
-    told = {f"activations/{name}/{site}": facts[name] for site, facts in summary["sites"].items() for name in TOLD}
-    tracker.metrics(told, 0)
+    for site, facts in summary["sites"].items():
+        family = site.replace(f"-l{facts['layer']}", "")
+        told = {f"{context.step_name.rpartition('/')[2]}/{family}/{name}": facts[name] for name in ("sparsity", "dead")}
+        tracker.metrics(told, facts["layer"])
     tracker.close()
-
-
-TOLD = ("sparsity", "dead")
 
 
 def has_features(config: Config) -> bool:

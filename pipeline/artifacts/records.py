@@ -39,7 +39,9 @@ NEURON_SCHEMA = pa.schema(
         "kurtosis": pa.float64(),  # fourth standardised moment, 3 for a normal distribution; null where the variance is 0
         "maximum": pa.float64(),
         "fraction_nonzero": pa.float64(),
-        "histogram": pa.list_(pa.int64()),  # tokens by size of activation, see `histogram_edges`
+        "histogram": pa.list_(pa.int64()),  # measured tokens by size of activation, see `histogram_edges`
+        "edges": pa.list_(pa.float64()),  # activations at the inner edges of the long excerpts' quantile bins
+        "edges_short": pa.list_(pa.float64()),  # of the short excerpts' bins
     }
 )
 EXCERPT_SCHEMA = pa.schema(
@@ -60,7 +62,10 @@ FIRST_OCTAVE, LAST_OCTAVE = -24, 16
 
 
 def histogram_edges() -> np.ndarray:
-    """Lower edges of the histogram's bins: below zero, zero, above zero, then one a power of two from 2^-23 to 2^15."""
+    """Lower edges of the histogram's bins: below zero, zero, above zero, then one a power of two from 2^-23 to 2^15.
+
+    The histogram is of the tokens on which the quantiles of the long excerpts were measured: `pilot_tokens` in the summary.
+    """
     positive = 2.0 ** np.arange(FIRST_OCTAVE + 1, LAST_OCTAVE)
     return np.concatenate([[-np.inf, 0.0, np.finfo(np.float32).tiny], positive])
 
