@@ -1,0 +1,201 @@
+"""Training six sparse autoencoders at once against one after the other, and the memory it takes.
+
+    python benchmarks/bench_sae.py [--quick]
+
+Six: widths 1x and 4x on the neurons of each layer of a three-layer CRATE (d=128, context 1024, vocabulary 50,304). Yardstick: a
+plain loop written from the published recipe. For each autoencoder it runs the language model over all tokens, as the published
+model does without targets (all layers, logits of the last position only), stores that layer's activations, shuffles them, and
+trains with torch's autograd and Adam. Ours: one stream of activations for all six. Both take turns, each in a process of its
+own. A second yardstick, which asks the model for the logits of every position, is told beside the first and decides nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+RESULTS = ROOT / "benchmarks" / "results" / "sae.jsonl"
+N_LAYER, N_CTX, WIDTHS, BATCH, ROWS = 3, 1024, (1, 4), 4096, 4
+BUFFER = 4 * BATCH
+
+
+def world(folder: Path, n_tokens: int) -> tuple[Any, Any]:
+    """The model, freshly initialised, and a train split."""
+    import torch
+    import training_world
+
+    from crate_model.config import ModelConfig
+    from crate_model.model import LanguageModel
+    from pipeline.artifacts.store import Store
+    from pipeline.artifacts.tokens import TokenSplit
+
+    store = Store(folder / "store")
+    tokens = store.find("tokens", "7" * 32) or training_world.make_tokens(store, n_train=n_tokens + N_CTX + 1)
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(n_layer=N_LAYER, n_head=4, d_model=128, n_ctx=N_CTX)).eval()
+    return model, TokenSplit(tokens, "train")
+
+
+def plain(folder: Path, n_tokens: int, all_logits: bool = False) -> dict[str, float]:
+    """One autoencoder after the other, each on stored activations."""
+    model, split = world(folder, n_tokens)
+    started = time.perf_counter()
+    last = 0.0
+    for layer in range(N_LAYER):
+        for width in WIDTHS:
+            last = plain_training(stored(model, split, layer, n_tokens, all_logits), width)
+    return report(started, n_tokens, last)
+
+
+def stored(model: Any, split: Any, layer: int, n_tokens: int, all_logits: bool) -> Any:
+    """All activations (n_tokens, d_code) of a layer."""
+    import torch
+
+    found: list[Any] = []
+    code = model.blocks[layer].feedforward.code
+    handle = code.register_forward_hook(lambda _module, _inputs, value: found.append(value.flatten(0, 1)))
+    with torch.no_grad():
+        for first in range(0, n_tokens // N_CTX, ROWS):
+            ids = torch.from_numpy(split.windows(range(first, first + ROWS), N_CTX)[:, :-1].copy())
+            hidden = model.hidden(ids)
+            model.head(hidden if all_logits else hidden[:, -1:])
+    handle.remove()
+    return torch.cat(found)
+
+
+def plain_training(activations: Any, width: int) -> float:
+    """The published recipe in plain torch; returns the last loss."""
+    import torch
+
+    n, d = activations.shape
+    torch.manual_seed(0)
+    W_enc = torch.nn.init.kaiming_uniform_(torch.empty(d, width * d)).requires_grad_()
+    W_dec = torch.nn.init.kaiming_uniform_(torch.empty(width * d, d))
+    W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).requires_grad_()
+    b_enc, b_dec = torch.zeros(width * d, requires_grad=True), torch.zeros(d, requires_grad=True)
+    optimizer = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], lr=4e-5)
+    fired = torch.zeros(width * d, dtype=torch.long)
+    order = torch.randperm(n)
+    for first in range(0, n, BATCH):
+        v = activations[order[first : first + BATCH]]
+        f = torch.relu((v - b_dec) @ W_enc + b_enc)
+        v_hat = f @ W_dec + b_dec
+        loss = ((v_hat - v).pow(2) / v.norm(dim=-1, keepdim=True)).mean() + 8e-5 * f.abs().sum(dim=-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            along = (W_dec.grad * W_dec).sum(dim=1, keepdim=True)
+            W_dec.grad -= along * W_dec
+            optimizer.step()
+            W_dec /= W_dec.norm(dim=1, keepdim=True) + 1e-6
+            fired += (f > 0).sum(dim=0)
+    return loss.item()
+
+
+def ours(folder: Path, n_tokens: int) -> dict[str, float]:
+    """All six on one stream, as the stage trains them."""
+    import torch
+
+    from pipeline.config import SAEConfigSection
+    from pipeline.sae.loop import train_group
+    from pipeline.sae.planned import planned_sites
+    from pipeline.sae.watcher import Watcher
+
+    model, split = world(folder, n_tokens)
+    settings = SAEConfigSection(
+        expansions=WIDTHS,
+        total_tokens=n_tokens,
+        batch_tokens=BATCH,
+        buffer_tokens=BUFFER,
+        batch_rows=ROWS,
+        resample_steps=(),
+    )
+    sites = planned_sites(settings, model.config)
+    started = time.perf_counter()
+    group = train_group(model, split, sites, settings, 0, torch.device("cpu"), Watcher(folder / "states", 10**9))
+    return report(started, n_tokens, group.curves[-1]["loss"])
+
+
+def report(started: float, n_tokens: int, last_loss: float) -> dict[str, float]:
+    from pipeline.runtime import peak_rss_bytes
+
+    seconds = time.perf_counter() - started
+    trained = n_tokens * N_LAYER * len(WIDTHS)
+    return {"tokens_per_second": trained / seconds, "peak_bytes": peak_rss_bytes(), "last_loss": last_loss}
+
+
+SIDES = {"plain": plain, "plain_all_logits": lambda folder, n: plain(folder, n, True), "ours": ours}
+
+
+def in_new_process(side: str, n_tokens: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--side", side, folder, str(n_tokens)]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(out.splitlines()[-1])
+    told = f"{figures['tokens_per_second']:.0f} tokens/s, peak {figures['peak_bytes'] / 2**20:.0f} MiB"
+    print(f"  {side}, {n_tokens} tokens: {told}, last loss {figures['last_loss']:.5f}", flush=True)
+    return figures
+
+
+def result(name: str, value: float, unit: str, target: str, met: bool) -> bool:
+    print(f"RESULT {name} {value:.3g} {unit} target {target} {'met' if met else 'missed'}")
+    return met
+
+
+def host() -> dict[str, Any]:
+    from pipeline.runtime import git_revision, processor_name
+
+    facts = {"cpu": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "git": git_revision()}
+    return facts | {"torch": metadata.version("torch"), "threads": os.environ.get("OMP_NUM_THREADS", "default")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="16,384 tokens instead of 65,536, one round instead of three"
+    )
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side, folder, n_tokens = arguments.side
+        print(json.dumps(SIDES[side](Path(folder), int(n_tokens))))
+        return 0
+    n_tokens, rounds = (2**14, 1) if arguments.quick else (2**16, 3)
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for round_number in range(rounds):
+        for side, done in runs.items():
+            if side != "plain_all_logits" or round_number == 0:
+                done.append(in_new_process(side, n_tokens))
+    longer = in_new_process("ours", 2 * n_tokens)
+    speed = {side: median(run["tokens_per_second"] for run in done) for side, done in runs.items()}
+    ratio = median(
+        a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["plain"], strict=True)
+    )
+    growth = longer["peak_bytes"] / median(run["peak_bytes"] for run in runs["ours"])
+    met = [
+        result("sae_training_speed", ratio, "x", ">=3", ratio >= 3),
+        result("sae_peak_memory_at_twice_the_tokens", growth, "x", "<=1.05", growth <= 1.05),
+    ]
+    print(
+        f"  beside it: {speed['ours'] / speed['plain_all_logits']:.2f} x the loop that asks for every position's logits"
+    )
+    figures = {"n_tokens": n_tokens, "speed_ratio": ratio, "memory_growth": growth, "runs": runs, "longer": longer}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
