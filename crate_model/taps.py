@@ -4,10 +4,12 @@ A tap is a module's output, so reading and editing are torch's own forward hooks
 """
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crate_model.model import LanguageModel
@@ -27,6 +29,7 @@ def read(model: LanguageModel, wanted: Iterable[str]) -> Iterator[dict[str, Tens
     values: dict[str, Tensor] = {}
     points = _select(model, wanted)
     with ExitStack() as hooks:
+        hooks.enter_context(_not_compiled())
         for name, module in points.items():
             handle = module.register_forward_hook(
                 lambda _module, _inputs, value, name=name: values.__setitem__(name, value)
@@ -44,10 +47,18 @@ def edit(model: LanguageModel, edits: Mapping[str, Callable[[Tensor], Tensor]]) 
     """
     points = _select(model, edits)
     with ExitStack() as hooks:
+        hooks.enter_context(_not_compiled())
         for name, module in points.items():
             handle = module.register_forward_hook(lambda _module, _inputs, value, change=edits[name]: change(value))
             hooks.callback(handle.remove)
         yield
+
+
+def _not_compiled() -> AbstractContextManager[object]:
+    """A compiled model would not notice hooks that came after its compilation: inside a tap it runs uncompiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _points(model: LanguageModel) -> dict[str, nn.Module]:
