@@ -16,6 +16,10 @@ from training_world import make_tokens
 from pipeline.artifacts.store import Store
 from pipeline.pretrain.__main__ import process_group
 
+# Where losses are compared within a tolerance the model is smooth: at the kink of a ReLU a rounding of 1e-8 changes a
+# gradient by a finite amount, which Adam does not forget. Where bits are compared it is CRATE.
+SMOOTH = {"architecture": "gpt2", "activation": "gelu"}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -41,7 +45,7 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def plain(root: str) -> np.ndarray:
     """The loss curve of one worker without ZeRO, never interrupted."""
-    assert "summary" in carry_out(Order(root, "plain", runtime={"zero_stage": 0}))
+    assert "summary" in carry_out(Order(root, "plain", runtime={"zero_stage": 0}, model=SMOOTH))
     return losses(root, "plain")
 
 
@@ -61,7 +65,7 @@ def weights(root: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_zero_stage_gives_the_plain_curve(root: str, plain: np.ndarray, pair: Ranks, stage: int) -> None:
-    pair.train(Order(root, f"zero-{stage}", runtime={"zero_stage": stage, "micro_batch": 2}))
+    pair.train(Order(root, f"zero-{stage}", runtime={"zero_stage": stage, "micro_batch": 2}, model=SMOOTH))
     np.testing.assert_allclose(losses(root, f"zero-{stage}"), plain, rtol=0, atol=1e-5)
     assert consumed(root, f"zero-{stage}") == consumed(root, "plain")
 
@@ -69,22 +73,23 @@ def test_every_zero_stage_gives_the_plain_curve(root: str, plain: np.ndarray, pa
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_optimizer_may_lie_on_the_cpu(root: str, plain: np.ndarray, stage: int) -> None:
     name = f"offload-{stage}"
-    carry_out(Order(root, name, runtime={"zero_stage": stage, "offload_optimizer": True}))
+    carry_out(Order(root, name, runtime={"zero_stage": stage, "offload_optimizer": True}, model=SMOOTH))
     np.testing.assert_allclose(losses(root, name), plain, rtol=0, atol=1e-5)
 
 
 def test_workers_two_one_two_and_stages_one_three_two(root: str, plain: np.ndarray, pair: Ranks) -> None:
     """The run changes its world size and its ZeRO stage twice on the way; batches and losses do not notice."""
-    stopped = pair.train(Order(root, "moving", runtime={"zero_stage": 1, "micro_batch": 1}, stop_after=11))
-    assert "stopped as asked" in stopped["error"]["what"]
-    stopped = carry_out(Order(root, "moving", runtime={"zero_stage": 3, "micro_batch": 2}, stop_after=14))
-    assert "stopped as asked" in stopped["error"]["what"]
-    assert "summary" in pair.train(Order(root, "moving", runtime={"zero_stage": 2, "micro_batch": 4}))
+    legs = ((pair.train, {"zero_stage": 1, "micro_batch": 1}, 11), (carry_out, {"zero_stage": 3, "micro_batch": 2}, 14))
+    for train, runtime, steps in legs:
+        stopped = train(Order(root, "moving", runtime=runtime, model=SMOOTH, stop_after=steps))
+        assert "stopped as asked" in stopped["error"]["what"]
+    last = Order(root, "moving", runtime={"zero_stage": 2, "micro_batch": 4}, model=SMOOTH)
+    assert "summary" in pair.train(last)
     np.testing.assert_allclose(losses(root, "moving"), plain, rtol=0, atol=1e-5)
     assert len(losses(root, "moving")) == 40
     assert consumed(root, "moving") == consumed(root, "plain")
     for name, tensor in weights(root, "plain").items():
-        np.testing.assert_allclose(weights(root, "moving")[name].numpy(), tensor.numpy(), rtol=0, atol=2e-4)
+        np.testing.assert_allclose(weights(root, "moving")[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -109,13 +114,13 @@ def test_bf16_goes_on_to_the_bit_with_its_float32_masters(root: str) -> None:
 def test_an_uneven_elastic_group_keeps_the_batch(root: str, plain: np.ndarray, pair: Ranks) -> None:
     """Five windows over two workers: one of them fills up with a window that does not count."""
     recipe = {"batch_tokens": 5 * 32, "total_tokens": 20 * 5 * 32}
-    carry_out(Order(root, "whole", recipe))
-    pair.train(Order(root, "uneven", recipe, {"min_workers_per_cell": 1, "zero_stage": 2}))
+    carry_out(Order(root, "whole", recipe, model=SMOOTH))
+    pair.train(Order(root, "uneven", recipe, {"min_workers_per_cell": 1, "zero_stage": 2}, SMOOTH))
     np.testing.assert_allclose(losses(root, "uneven"), losses(root, "whole"), rtol=0, atol=1e-5)
 
 
 def test_recomputing_activations_changes_no_bit(root: str, plain: np.ndarray) -> None:
-    carry_out(Order(root, "recomputed", runtime={"zero_stage": 0, "activation_checkpointing": True}))
+    carry_out(Order(root, "recomputed", runtime={"zero_stage": 0, "activation_checkpointing": True}, model=SMOOTH))
     np.testing.assert_array_equal(losses(root, "recomputed"), plain)
 
 

@@ -1,0 +1,310 @@
+"""The training loop against a bare one, its checkpoints, and on a GPU what the paper's ladder would take.
+
+    python benchmarks/bench_pretrain.py [--quick]
+
+Yardstick: a bare torch loop over the same windows with the same model, precision, threads and AdamW, without DeepSpeed, Ray,
+metrics or checkpoints. Ours is the stage as the sweep runs it: DeepSpeed under Ray Train, metrics every 10 steps, a state
+written in the background every 50. The two take turns; clocks run over steps alone, from the tenth to the last, and
+held-out losses are taken at the end, outside of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+RESULTS = ROOT / "benchmarks" / "results" / "pretrain.jsonl"
+WARM = 10  # steps before the clock starts
+CHECKPOINT_EVERY = 50
+SIZES = {"1L": (1, 4, 128), "2L": (2, 4, 128), "3L": (3, 4, 128), "S": (6, 12, 768), "B": (12, 12, 768)}
+TOTAL_TOKENS = 157_286_400_000
+
+
+def make_job(folder: Path, name: str, steps: int, **runtime: Any) -> Any:
+    """The paper's one-layer CRATE on made-up tokens, with a context and batch that a CPU can do in half a second."""
+    import training_world as world
+
+    from crate_model.config import ModelConfig
+    from pipeline.artifacts.store import Store
+
+    store = Store(folder / "store")
+    tokens = store.find("tokens", "7" * 32) or world.make_tokens(store, n_train=400_000)
+    model = ModelConfig(n_layer=1, n_head=4, d_model=128, n_ctx=256)
+    batch = 2 * model.n_ctx
+    recipe = {"batch_tokens": batch, "total_tokens": steps * batch, "eval_every_steps": 0, "warmup_steps": 10}
+    job = world.make_job(folder, tokens, name, model, **recipe)
+    settings = {"optimizer": "torch_fused", "micro_batch": 2, "log_every_steps": 10}
+    return world.with_runtime(job, checkpoint_every_steps=CHECKPOINT_EVERY, **settings, **runtime)
+
+
+def bare(folder: Path, steps: int) -> dict[str, float]:
+    """Forward, backward, clip, AdamW over the job's own windows; nothing else."""
+    import torch
+
+    from crate_model.model import LanguageModel
+    from pipeline.artifacts.tokens import TokenSplit
+    from pipeline.pretrain.batches import Batches, plan_batches
+    from pipeline.pretrain.optimizers import build, parameter_groups
+    from pipeline.pretrain.schedule import learning_rate
+
+    torch.set_num_threads(1)
+    job = make_job(folder, "bare", steps)
+    config, shape = job.settings.pretrain, job.settings.model
+    batches = Batches(TokenSplit(job.tokens, "train"), 0, shape.n_ctx, 0, plan_batches(config, shape.n_ctx, 1, fits=2))
+    torch.manual_seed(0)
+    model = LanguageModel(shape)
+    optimizer = build("torch_fused", parameter_groups(model, config.weight_decay), config)
+    for step in range(steps):
+        if step == WARM:
+            started = time.perf_counter()
+        windows = torch.from_numpy(batches.split.windows(batches.window_ids(step), shape.n_ctx))
+        loss = model(windows[:, :-1], windows[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - started
+    return {"tokens_per_second": (steps - WARM) * config.batch_tokens / seconds, "last_loss": loss.item()}
+
+
+def ours(folder: Path, steps: int) -> dict[str, float]:
+    """The stage under Ray Train on a private cluster; speed from the times that the worker gave its metrics."""
+    import dataclasses
+
+    import pyarrow.parquet as pq
+
+    from pipeline import runtime
+    from pipeline.config import RuntimeConfig
+    from pipeline.tracking import TrackerSpec
+
+    runtime.connect_ray(RuntimeConfig(cpus=2))
+    import ray
+
+    job = make_job(folder, "ours", steps)
+    spec = TrackerSpec("spooled", "bench", "ours", str(folder / "spool"))
+    job = dataclasses.replace(job, context=dataclasses.replace(job.context, tracker=spec))
+
+    def task() -> Any:
+        from pipeline.pretrain.stage import run
+
+        return run(job.settings, {"tokens": job.tokens}, job.out_folder, job.context)
+
+    started = time.perf_counter()
+    ray.get(ray.remote(num_cpus=0)(task).remote())
+    total = time.perf_counter() - started
+    ray.shutdown()
+    times = logged_times(folder / "spool")
+    (first, then), (last, now) = min(times.items()), max(times.items())
+    loss = pq.read_table(job.out_folder / "curve.parquet")["loss"][-1].as_py()
+    return {"tokens_per_second": (last - first) / (now - then), "last_loss": loss, "seconds_with_start": total}
+
+
+def logged_times(spool: Path) -> dict[int, float]:
+    """Tokens seen -> when the worker logged its loss there, in seconds."""
+    times = {}
+    for path in spool.rglob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if "pretrain/loss" in entry.get("metrics", {}):
+                times[entry["step"]] = entry["time"] / 1000
+    return times
+
+
+def checkpoints(folder: Path, steps: int) -> dict[str, float]:
+    """Step times of the loop in this process, of those during a background write and of the others."""
+    import torch
+
+    from pipeline.pretrain import worker
+    from pipeline.pretrain.__main__ import process_group
+    from pipeline.pretrain.logbook import Logbook, Wishes
+
+    marks: list[tuple[float, bool]] = []
+
+    class TimedLogbook(Logbook):
+        def after_step(self, run: Any) -> None:
+            writing = self.writer._thread is not None and self.writer._thread.is_alive()
+            marks.append((time.perf_counter(), writing))
+            super().after_step(run)
+
+    worker.Logbook = TimedLogbook  # type: ignore[misc]
+    job = make_job(folder, "checkpoints", steps)
+    with process_group(300):
+        torch.set_num_threads(1)
+        worker.work(job, torch.device("cpu"), Wishes())
+    writing_before = [writing for _, writing in marks]
+    seconds = [later - sooner for (sooner, _), (later, _) in zip(marks, marks[1:], strict=False)]
+    # The step after a save holds the copy of the state and the beginning of its write.
+    during = [seconds[i] for i in range(WARM, len(seconds)) if writing_before[i + 1] or (i + 1) % CHECKPOINT_EVERY == 0]
+    return {
+        "median_step": median(seconds[WARM:]),
+        "step_during_write": median(during),
+        "worst_step_during_write": max(during),
+        "n_during": len(during),
+    }
+
+
+def in_new_process(side: str, folder: Path, steps: int) -> dict[str, float]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", __file__, "--side", side, str(folder), str(steps)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------------
+
+
+def optimizer_times() -> dict[str, float]:
+    """Milliseconds of an optimizer step on GPT-2 B's own shapes, of every build that is there."""
+    import torch
+
+    from crate_model.config import ModelConfig
+    from crate_model.model import LanguageModel
+    from pipeline.config import PretrainConfig
+    from pipeline.pretrain.optimizers import choose
+
+    with torch.device("meta"):
+        shapes = [tuple(p.shape) for p in LanguageModel(ModelConfig(architecture="gpt2")).parameters()]
+    choice = choose(shapes, PretrainConfig(), torch.device("cuda"), offload=False)
+    for name, why in choice.left_out.items():
+        print(f"  {name}: left out, {why}")
+    return choice.milliseconds
+
+
+def training_speed(architecture: str, size: str) -> dict[str, Any]:
+    """Tokens/s and MFU of one model in bf16 at its best micro-batch, found by doubling until memory runs out."""
+    import numpy as np
+    import torch
+
+    from crate_model.config import ModelConfig
+    from crate_model.model import LanguageModel
+    from pipeline.config import PretrainConfig, RuntimeConfig
+    from pipeline.pretrain.batches import MicroBatch
+    from pipeline.pretrain.engine import Engine
+    from pipeline.pretrain.meter import Meter
+
+    n_layer, n_head, d_model = SIZES[size]
+    shape = ModelConfig(architecture, n_layer, n_head, d_model)  # type: ignore[arg-type]
+    device, config = torch.device("cuda"), PretrainConfig()
+    best: dict[str, Any] = {"tokens_per_second": 0.0}
+    engine = Engine(LanguageModel(shape), config, RuntimeConfig(), device, 1, 1, "torch_fused")
+    micro_batch = 4
+    while True:
+        windows = np.random.default_rng(0).integers(0, 50257, (micro_batch, shape.n_ctx + 1))
+        try:
+            for step in range(15):
+                if step == 5:
+                    torch.cuda.synchronize()
+                    meter = Meter(shape, 1, torch.cuda.get_device_name(device))
+                engine.accumulate([MicroBatch(windows, micro_batch, 1.0)])
+                engine.step(1e-4)
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            break
+        speed = meter.read(10 * micro_batch * shape.n_ctx)
+        if speed["tokens_per_second"] > best["tokens_per_second"]:
+            best = {**speed, "micro_batch": micro_batch}
+        micro_batch *= 2
+    engine.close()
+    torch.cuda.empty_cache()
+    return best | {"ladder_hours": TOTAL_TOKENS / best["tokens_per_second"] / 3600}
+
+
+def on_gpu(figures: dict[str, Any]) -> None:
+    from pipeline.pretrain.__main__ import process_group
+
+    with process_group(300):
+        figures["optimizer_ms"] = optimizer_times()
+        for name, milliseconds in figures["optimizer_ms"].items():
+            result(f"optimizer_step_b_{name}", milliseconds, "ms", "-", None)
+        hours = 0.0
+        for size in SIZES:
+            for architecture in ("crate", "gpt2"):
+                speed = figures[f"{architecture}_{size}"] = training_speed(architecture, size)
+                hours += speed["ladder_hours"]
+                result(f"train_{architecture}_{size}", speed["tokens_per_second"], "tokens/s", "-", None)
+                result(f"mfu_{architecture}_{size}", speed.get("mfu", float("nan")), "x", "-", None)
+        figures["ladder_gpu_hours"] = hours
+        result("ladder_gpu_hours", hours, "h", "-", None)
+
+
+# ---- the run ------------------------------------------------------------------------------------------------------------
+
+
+def result(name: str, value: float, unit: str, bound: str, met: bool | None) -> bool:
+    verdict = "measured" if met is None else "met" if met else "missed"
+    print(f"RESULT {name} {value:.4g} {unit} target {bound} {verdict}", flush=True)
+    return met is not False
+
+
+def host() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+    versions = {name: metadata.version(name) for name in ("torch", "deepspeed", "ray")}
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions, "git": sha}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="60 steps a side instead of 310, one round")
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side, folder, steps = arguments.side
+        measure = {"bare": bare, "ours": ours, "checkpoints": checkpoints}[side]
+        print(json.dumps(measure(Path(folder), int(steps))))
+        return 0
+    steps, rounds = (60, 1) if arguments.quick else (310, 2)
+    figures: dict[str, Any] = {"steps": steps}
+    with tempfile.TemporaryDirectory() as temporary:
+        met = on_cpu(Path(temporary), steps, rounds, figures)
+    import torch
+
+    if torch.cuda.is_available():
+        on_gpu(figures)
+    else:
+        for name in ("optimizer_step_b", "train_tokens_per_second", "mfu", "ladder_gpu_hours"):
+            print(f"RESULT {name} - - target - not run: no CUDA GPU")
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
+    return 0 if met else 1
+
+
+def on_cpu(folder: Path, steps: int, rounds: int, figures: dict[str, Any]) -> bool:
+    runs: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
+    for number in range(rounds):
+        for side, done in runs.items():
+            place = folder / f"{side}{number}"
+            place.mkdir()
+            done.append(in_new_process(side, place, steps))
+            print(f"  {side}: {done[-1]['tokens_per_second']:.0f} tokens/s, last loss {done[-1]['last_loss']:.4f}")
+    figures["runs"] = runs
+    ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["bare"], strict=True)]
+    figures["loop_vs_bare"] = median(ratios)
+    figures["checkpoints"] = written = in_new_process("checkpoints", folder, max(steps, 110))
+    figures["write_vs_median"] = written["step_during_write"] / written["median_step"]
+    print(f"  steps: median {written['median_step']:.3f} s, during a write {written['step_during_write']:.3f} s")
+    return all(
+        [
+            result("loop_vs_bare", figures["loop_vs_bare"], "x", ">=0.95", figures["loop_vs_bare"] >= 0.95),
+            result("step_during_write", figures["write_vs_median"], "x", "<=1.1", figures["write_vs_median"] <= 1.1),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Ray Train only carries the loop: its artifact is the loop's own to the bit, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pretrain_driver import train_one
+from training_world import make_job, make_tokens, with_runtime
+
+from pipeline.artifacts.manifest import sha256_of
+from pipeline.artifacts.store import Store
+from pipeline.errors import StageError
+from pipeline.pretrain import resume
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ray")
+    make_tokens(Store(folder / "store"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def core(root: Path) -> dict[str, str]:
+    """Hashes of what the loop makes without Ray, in a process of its own."""
+    code = (
+        "import sys, torch; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from training_world import make_job, with_runtime\n"
+        "from pipeline.artifacts.store import Store\n"
+        "from pipeline.pretrain.__main__ import process_group\n"
+        "from pipeline.pretrain.logbook import Wishes\n"
+        "from pipeline.pretrain.worker import work\n"
+        "root = Path(sys.argv[1])\n"
+        "job = make_job(root, Store(root / 'store').get('tokens', '7' * 32), 'core', total_tokens=100 * 256)\n"
+        "with process_group(60): work(with_runtime(job, optimizer='torch_fused'), torch.device('cpu'), Wishes())\n"
+    )
+    arguments = [sys.executable, "-W", "ignore", "-c", code, str(root), str(HERE.parent), str(HERE.parents[1])]
+    subprocess.run(arguments, check=True)
+    return hashes(root / "core")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+
+
+def resume_folder(root: Path, name: str) -> Path:
+    return root / "store" / ".scratch" / name / "resume"
+
+
+def wait_for_step(root: Path, name: str, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while max([0, *resume.steps(resume_folder(root, name))]) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_is_started_again_and_the_bits_are_the_core_s(
+    ray_cluster: dict[str, float], root: Path, core: dict[str, str]
+) -> None:
+    killed: list[int] = []
+
+    def kill_the_trainer() -> None:
+        wait_for_step(root, "worker", random.randint(5, 40))
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    killer = threading.Thread(target=kill_the_trainer)
+    killer.start()
+    out = train_one(str(root), "worker")
+    killer.join()
+    assert killed
+    assert hashes(out) == core
+
+
+def test_divergence_is_raised_as_it_was_and_is_not_retried(ray_cluster: dict[str, float], root: Path) -> None:
+    from pipeline.pretrain.stage import run
+
+    tokens = Store(root / "store").get("tokens", "7" * 32)
+    job = make_job(root, tokens, "diverging", learning_rate=1e9, warmup_steps=1)
+    job = with_runtime(job, optimizer="torch_fused")
+    with pytest.raises(StageError) as told:
+        run(job.settings, {"tokens": tokens}, job.out_folder, job.context)
+    assert "diverged at step" in told.value.what and told.value.fingerprint == "diverging"
+
+
+def test_killed_driver_and_killed_cluster_end_in_the_same_bits(root: Path, core: dict[str, str]) -> None:
+    """First the driver dies by kill -9, then all of its cluster at once; a third start ends in the core's bits."""
+    reached = 0
+    for whole_cluster in (False, True):
+        driver = start_driver(root)
+        wait_for_step(root, "driver", reached + random.randint(5, 25))
+        victims = [psutil.Process(driver.pid)]
+        victims += victims[0].children(recursive=True) if whole_cluster else []
+        for victim in victims:
+            kill(victim)
+        driver.wait()
+        wait_until_gone(root)
+        reached = resume.steps(resume_folder(root, "driver"))[-1]
+        assert reached < 100
+    driver = start_driver(root)
+    output = driver.communicate(timeout=280)[0]
+    assert "trained" in output, output
+    assert hashes(root / "driver") == core
+    outcome = json.loads((root / "store" / ".scratch" / "driver" / "outcome.json").read_text())
+    assert outcome["summary"]["train_tokens"] == 100 * 256
+
+
+def start_driver(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", str(HERE / "pretrain_driver.py"), str(root), "driver"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def wait_until_gone(root: Path) -> None:
+    """An orphaned trainer may still make a few steps before Ray ends it: wait until it saves no more."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < 3.0:
+        step = resume.steps(resume_folder(root, "driver"))[-1]
+        if step != last:
+            last, since = step, time.monotonic()
+        time.sleep(0.1)
