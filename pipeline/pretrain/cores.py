@@ -29,6 +29,7 @@ def take_cores(wanted: int, folder: Path | None = None) -> list[int]:
     folder = folder or default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     taken: dict[int, IO[str]] = {}
+    file: IO[str]
     for core in sorted(os.sched_getaffinity(0)):
         if len(taken) == wanted:
             break

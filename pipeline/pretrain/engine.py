@@ -250,7 +250,7 @@ def _recompute_blocks(model: LanguageModel) -> None:
     from torch.utils.checkpoint import checkpoint
 
     for block in model.blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _deepspeed_settings(

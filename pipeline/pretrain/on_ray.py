@@ -69,8 +69,10 @@ def _trainer(job: TrainingJob) -> Any:
         run_config=RunConfig(
             name="train",
             storage_path=str((job.context.scratch / "ray").resolve()),
+            # mypy sees the signatures of Ray Train v1, which v2 replaces at run time
             failure_config=FailureConfig(
-                max_failures=runtime.max_failures, max_preemption_failures=runtime.max_preemptions
+                max_failures=runtime.max_failures,
+                max_preemption_failures=runtime.max_preemptions,  # type: ignore[call-arg]
             ),
         ),
     )
@@ -92,7 +94,7 @@ def _lean_trainer_class(one_node: bool) -> Any:
 
     class LeanTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]  # type: ignore[misc]
 
     return LeanTrainer
 
@@ -109,7 +111,7 @@ def _scaling(runtime: RuntimeConfig, on_gpu: bool) -> Any:
             fix="Set runtime.workers_per_cell: 1, or runtime.gpus_per_worker: 1.",
         )
     resources = {"GPU": runtime.gpus_per_worker} if on_gpu else {"CPU": 1.0}
-    workers = (least, most) if 0 < least < most else most
+    workers: Any = (least, most) if 0 < least < most else most
     return ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker=resources)
 
 
