@@ -124,12 +124,14 @@ class Delivery:
     def _send(self, run_id: str, key: str, lines: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(name, value, line["t"], line["step"])
-            for line in lines
-            for name, value in line.get("metrics", {}).items()
-            if not (line.get("unique") and self._has(run_id, name, value, line["step"]))
-        ]
+        metrics = []
+        unique: set[tuple[str, float, int]] = set()
+        for line in lines:
+            for name, value in line.get("metrics", {}).items():
+                point = (name, value, line["step"])
+                if not line.get("unique") or not (point in unique or self._has(run_id, *point)):
+                    metrics.append(Metric(name, value, line["t"], line["step"]))
+                    unique.add(point)
         self._log_batches(run_id, "metrics", metrics, METRICS_A_CALL)
         if params := _merged(lines, "params"):
             self._log_params(run_id, params, self.client.get_run(run_id).data.params)
@@ -140,7 +142,9 @@ class Delivery:
                     self._log_file(run_id, key, line)
                 elif "model" in line:
                     self._register(run_id, key, line["model"])
-                elif "end" in line:
+                elif (
+                    "end" in line and line["t"] >= self._runs[key][0]
+                ):  # not that of an attempt before the last opening
                     self.client.set_terminated(run_id, line["end"], line["t"])
 
     def _has(self, run_id: str, name: str, value: float, step: int) -> bool:

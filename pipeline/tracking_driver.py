@@ -37,6 +37,10 @@ class TrackedSweep:
         self.workers_spool = f"{remote}/{server}" if remote else str(self.spool)
         self.spool.mkdir(parents=True, exist_ok=True)
         self._own: dict[str, SpoolTracker] = {}
+        self._start_delivery(self.workers_spool if remote else "")
+
+    def _start_delivery(self, remote: str) -> None:
+        """A process of its own: it takes nothing of the driver's time, and outlives it to say that it was killed."""
         with (self.spool / "delivery.log").open("a") as log:
             self._delivery = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.mlflow_tracker"],
@@ -47,7 +51,7 @@ class TrackedSweep:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, which then tells how its runs ended
             )
-        self._tell({"uri": uri, "spool": str(self.spool), "remote": self.workers_spool if remote else ""})
+        self._tell({"uri": self.uri, "spool": str(self.spool), "remote": remote})
 
     def start_parent(self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackerSpec:
         """Open the sweep's own run, or go on with it."""

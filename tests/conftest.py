@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,12 @@ def ray_cluster() -> Iterator[dict[str, float]]:
 
     yield runtime.connect_ray(RuntimeConfig(cpus=2))
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def built_report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a small made-up sweep (tests/report_world.py), made once."""
+    from tests.report_world import build, small_sweep
+
+    folder = tmp_path_factory.mktemp("report")
+    return build(small_sweep(folder / "store"), folder / "report")

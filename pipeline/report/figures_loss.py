@@ -19,7 +19,7 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
-from pipeline.report.scaling import AXES, Series, all_series
+from pipeline.report.scaling import AXES, FITTED, Series, all_series
 from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
@@ -120,8 +120,8 @@ def scaling(study: Study) -> Figure | None:
         "scaling",
         "Validation loss against size and compute",
         "Every mark is one trained model. Parameters count the token table once and no positions. FLOPs are true ones: CRATE "
-        "uses each dictionary entry several times a token, so equal parameters are not equal compute. Where sizes suffice, "
-        "the dotted line is the fitted law with its 95 % band.",
+        "uses each dictionary entry several times a token, so equal parameters are not equal compute. Where it is "
+        "identified, the dotted line is the fitted law with its 95 % band.",
         f"Validation loss against size: {said}.",
         draw,
     )
@@ -129,19 +129,19 @@ def scaling(study: Study) -> Figure | None:
 
 def _law(axes: Axes, series: Series) -> None:
     """The fitted law and its band; only where the law is of this axis alone."""
-    if series.axis == "parameters" or series.tokens_vary or series.fit is None:
+    if series.axis not in FITTED or series.law is None:
         return
     x = np.geomspace(series.sizes.min() / 1.1, series.sizes.max() * 1.1, 60)
     shade = PALETTE[series.architecture]
-    low, high = series.fit.interval(x)
+    low, high = series.law.interval(x)
     axes.fill_between(x, low, high, color=shade, alpha=0.13, linewidth=0)
-    axes.plot(x, series.fit.predict(x), color=shade, linestyle=(0, (1.2, 1.6)), linewidth=1.2)
+    axes.plot(x, series.law.predict(x), color=shade, linestyle=(0, (1.2, 1.6)), linewidth=1.2)
 
 
 def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, labels: bool = True) -> None:
     first = series.cells[0]
     sizes, means = series.means
-    if series.fit is None or series.axis == "parameters" or series.tokens_vary:
+    if series.law is None or series.axis not in FITTED:
         axes.plot(sizes, means, color=colour(first), alpha=0.45, linewidth=1.5, linestyle=dashes(study, first))
     tips = [
         (f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {series.axis}", link_to(cell))
@@ -225,9 +225,10 @@ def domains(study: Study, rows: Rows) -> Figure | None:
         return None
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(1, 1, 0.8 + 0.34 * len(names), titles=False)
+        drawing, panels = canvas.grid(
+            1, 1, 0.7 + 0.3 * len(names), titles=False, left=0.3 + 0.075 * max(map(len, names))
+        )
         axes = panels[0]
-        drawing.subplots_adjust(left=1.5 / canvas.width)
         for cell in study.cells:
             own = {row["domain"]: row["loss"] for row in rows if row["cell"] == cell.name}
             x, y = list(own.values()), [len(names) - 1 - names.index(name) for name in own]

@@ -312,8 +312,7 @@ def coverage(study: Study, rows: Rows) -> Figure | None:
         return None
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(metrics), 3, 0.95 + 0.27 * len(names), narrow_columns=1, sharey=True)
-        drawing.subplots_adjust(left=(0.3 + 0.075 * max(map(len, names))) / canvas.width)
+        drawing, panels = canvas.grid(len(metrics), 3, 0.9 + 0.25 * len(names), left=0.2 + 0.075 * max(map(len, names)))
         for axes, metric in zip(panels, metrics, strict=True):
             shares = _outcome_shares(rows, metric, names)
             left = [0.0] * len(names)

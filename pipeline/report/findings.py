@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pipeline.report.study import Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.tables import Tables
 from pipeline.report.text import METRICS, amount
 
@@ -71,15 +72,21 @@ def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
     means = [float(np.mean([100 * by_cell[c.name]["mean"] for c in cells])) for cells in pair]
     variances = [float(np.mean([1e4 * by_cell[c.name]["variance"] for c in cells])) for cells in pair]
     depth, cells = pair[0][0].model.n_layer, tuple(cell.name for cells in pair for cell in cells)
+    apart = _apart([by_cell[cell.name] for cell in pair[0]], [by_cell[cell.name] for cell in pair[1]])
+    better = "crate" if means[0] > means[1] else "gpt2"
     judge = " Judge: " + "; ".join(study.judges) + "."
+    said = (
+        f"the neurons of {ARCHITECTURES[better]} are the better explained ones"
+        if apart
+        else "neither model's neurons are clearly better explained"
+    )
     found = [
         Finding(
             f"{means[0]:.1f} : {means[1]:.1f}",
             f"{METRICS[metric]} score times 100, CRATE : GPT-2",
-            f"At {_layers(depth)} the neurons of {'CRATE' if means[0] > means[1] else 'GPT-2'} are the better explained ones: "
-            f"{means[0]:.1f} for CRATE, {means[1]:.1f} for GPT-2.{judge}",
+            f"At {_layers(depth)} {said}: {means[0]:.1f} for CRATE, {means[1]:.1f} for GPT-2.{judge}",
             cells,
-            "crate" if means[0] > means[1] else "gpt2",
+            better if apart else "muted",
         )
     ]
     if depth > 1:
@@ -95,6 +102,13 @@ def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
             )
         )
     return found
+
+
+def _apart(crate: list[dict[str, Any]], gpt2: list[dict[str, Any]]) -> bool:
+    """Whether two mean scores differ by more than chance: their 95 % intervals over neurons, joined as normal ones."""
+    means = [np.mean([row["mean"] for row in rows]) for rows in (crate, gpt2)]
+    half = [np.mean([(row["high"] - row["low"]) / 2 for row in rows]) / len(rows) ** 0.5 for rows in (crate, gpt2)]
+    return bool(abs(means[0] - means[1]) > np.hypot(*half))
 
 
 def _against_unigram(study: Study) -> Finding | None:

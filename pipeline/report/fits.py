@@ -19,7 +19,7 @@ HUBER_DELTA = 1e-3  # of relative residuals, at least; Hoffmann et al.
 HUBER_SPREADS = 1.345  # delta in robust standard deviations: 95 % efficient if the noise is normal after all
 EXPONENTS = (0.01, 2.0)  # searched range
 GRID = {1: 96, 2: 20}  # points an exponent, for laws of one and of two exponents
-REWEIGHTINGS, STEPS = 8, 60
+REWEIGHTINGS, STEPS, STUCK = 8, 60, 1e6  # a sample whose damping has grown so far has found its minimum
 BOOTSTRAPS = 300
 LEVELS = (0.025, 0.975)
 LEAST_SIZES = 4  # distinct sizes; three constants go through any three points
@@ -159,6 +159,8 @@ def _polished(losses: np.ndarray, features: np.ndarray, start: np.ndarray, delta
         better = new < cost
         law, cost = np.where(better[:, None], tried, law), np.where(better, new, cost)
         damping = np.where(better, damping / 4, damping * 6).clip(1e-12, 1e12)
+        if (damping > STUCK).all():
+            break
     return law
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.artifacts.records import EXCERPTS, NEURONS
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
@@ -49,34 +50,35 @@ class Units:
     split: TokenSplit
 
     @cached_property
+    def _statistics(self) -> pa.Table:
+        columns = ["site", "layer", "neuron", "fraction_nonzero", "maximum"]
+        return pq.read_table(self.records.file(NEURONS), columns=columns)
+
+    @cached_property
     def sites(self) -> list[tuple[str, int, int]]:
         """(site, layer, neurons), by layer."""
-        table = pq.read_table(self.records.file("neurons.parquet"), columns=["site", "layer"])
-        counts = (
-            pa.table({"site": table["site"].cast(pa.string()), "layer": table["layer"]})
-            .group_by(["layer", "site"])
-            .aggregate([([], "count_all")])
-        )
+        counts = self._statistics.group_by(["layer", "site"]).aggregate([([], "count_all")])
         rows = [(row["site"], row["layer"], row["count_all"]) for row in counts.to_pylist()]
         return sorted((row for row in rows if family_of(row[0]) == self.family), key=lambda row: (row[1], row[0]))
 
     @cached_property
+    def _scores(self) -> pa.Table | None:
+        return Scores(self.scores).neurons() if self.scores else None
+
+    @cached_property
     def metrics(self) -> list[str]:
-        if self.scores is None:
-            return []
-        rows = Scores(self.scores).layers().to_pylist()
-        there = {row["metric"] for row in rows if family_of(row["site"]) == self.family}
+        there = set() if self._scores is None else set(pc.unique(self._scores["metric"]).to_pylist())
         return [metric for metric in METRICS if metric in there]
 
     def site_scores(self, site: str) -> dict[str, dict[str, np.ndarray]]:
         """By metric: `score` (neurons,), NaN where there is none, and `explanation` (neurons,)."""
-        if self.scores is None:
+        if self._scores is None:
             return {}
         n_neurons = next(n for name, _, n in self.sites if name == site)
-        table = Scores(self.scores).neurons(site=site)
+        of_site = self._scores.filter(pc.equal(self._scores["site"], site))
         found = {}
         for metric in self.metrics:
-            own = table.filter(pc.equal(table["metric"], metric))
+            own = of_site.filter(pc.equal(of_site["metric"], metric))
             score, text = np.full(n_neurons, np.nan), np.full(n_neurons, None, object)
             place = own["neuron"].to_numpy()
             score[place] = own["score"].to_numpy()
@@ -86,16 +88,14 @@ class Units:
 
     def statistics(self, site: str) -> dict[str, np.ndarray]:
         """`fraction_nonzero`, `maximum` (neurons,) of a site, in the order of neurons."""
-        columns = ["neuron", "fraction_nonzero", "maximum"]
-        table = pq.read_table(self.records.file("neurons.parquet"), columns=columns, filters=[("site", "==", site)])
-        table = table.sort_by("neuron")
-        return {name: table[name].to_numpy() for name in columns[1:]}
+        table = self._statistics.filter(pc.equal(self._statistics["site"], site)).sort_by("neuron")
+        return {name: table[name].to_numpy() for name in ("fraction_nonzero", "maximum")}
 
     def top_tokens(self, site: str, n_neurons: int) -> np.ndarray:
         """The first different tokens at which each neuron fired most, (neurons, TOP_TOKENS), -1 where there are fewer."""
         columns = ["neuron", "kind", "rank", "start", "center"]
         wanted = [("site", "==", site), ("width", "==", self.width), ("kind", "==", "top"), ("rank", "<", 8)]
-        table = pq.read_table(self.records.file("excerpts.parquet"), columns=columns, filters=wanted)
+        table = pq.read_table(self.records.file(EXCERPTS), columns=columns, filters=wanted)
         neuron, rank = table["neuron"].to_numpy(), table["rank"].to_numpy().astype(np.int64)
         tokens = self.val_ids[table["start"].to_numpy() + table["center"].to_numpy()].astype(np.int64)
         order = np.lexsort((rank, tokens, neuron))
@@ -112,16 +112,15 @@ class Units:
     @cached_property
     def width(self) -> int:
         """Tokens of the longer excerpts."""
-        table = pq.read_table(self.records.file("excerpts.parquet"), columns=["width"])
+        table = pq.read_table(self.records.file(EXCERPTS), columns=["width"])
         return int(pc.max(table["width"]).as_py())
 
     @cached_property
     def val_ids(self) -> np.ndarray:
         return self.split.read(0, self.split.n_tokens)
 
-    def chosen(self, site: str, n_neurons: int, count: int) -> list[tuple[int, str]]:
+    def chosen(self, site: str, n_neurons: int, count: int, scores: np.ndarray) -> list[tuple[int, str]]:
         """About `count` neurons of a site with the reason of each, a quarter a reason; by hash where there is no score."""
-        scores = next(iter(self.site_scores(site).values()), {"score": np.full(n_neurons, np.nan)})["score"]
         ranked = np.flatnonzero(~np.isnan(scores))
         ranked = ranked[np.lexsort((ranked, -scores[ranked]))]
         each = -(-count // len(CHOICES))
@@ -143,7 +142,9 @@ class Units:
 
     def shown(self, site: str, n_neurons: int, count: int, n_excerpts: int) -> list[Shown]:
         """The chosen neurons of a site with their strongest excerpts."""
-        chosen = self.chosen(site, n_neurons, count)
+        nothing = {"score": np.full(n_neurons, np.nan), "explanation": np.full(n_neurons, None, object)}
+        scores = next(iter(self.site_scores(site).values()), nothing)
+        chosen = self.chosen(site, n_neurons, count, scores["score"])
         columns = ["neuron", "rank", "start", "center", "activations"]
         wanted = [
             ("site", "==", site),
@@ -152,14 +153,13 @@ class Units:
             ("rank", "<", n_excerpts),
             ("neuron", "in", [neuron for neuron, _ in chosen]),
         ]
-        table = pq.read_table(self.records.file("excerpts.parquet"), columns=columns, filters=wanted)
+        table = pq.read_table(self.records.file(EXCERPTS), columns=columns, filters=wanted)
         rows = sorted(table.to_pylist(), key=lambda row: (row["neuron"], row["rank"]))
-        scores = next(iter(self.site_scores(site).values()), None)
         return [
             Shown(
                 neuron,
                 why,
-                scores["explanation"][neuron] if scores else None,
+                scores["explanation"][neuron],
                 self._excerpts([row for row in rows if row["neuron"] == neuron]),
             )
             for neuron, why in chosen

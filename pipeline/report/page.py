@@ -15,8 +15,9 @@ from pipeline.report.browser import browser
 from pipeline.report.findings import Finding
 from pipeline.report.study import ARCHITECTURES, Cell, Study, flat
 from pipeline.report.style import Figure
+from pipeline.report.svg import panels, themed
 from pipeline.report.tables import Tables
-from pipeline.report.text import METRICS, amount, family_name, points
+from pipeline.report.text import METRICS, amount, family_name, points, ranges
 
 HERE = Path(__file__).parent
 
@@ -30,14 +31,15 @@ def write_page(path: Path, study: Study, tables: Tables, figures: Sequence[Figur
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"amount": amount, "points": points, "pack": packed}
+    environment.filters |= {"amount": amount, "points": points, "pack": packed, "ranges": ranges}
     drawn = {figure.name: figure for figure in figures}
     text = environment.get_template("page.html.j2").render(
         study=study,
         report=study.settings.report,
         tables=tables,
         figures=drawn,
-        inline={name: figure.inline() for name, figure in drawn.items()},
+        panels={name: panels(figure) for name, figure in drawn.items()},
+        themed=themed,
         findings=told,
         missing=missing(study),
         browser=browser(study),

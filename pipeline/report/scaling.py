@@ -63,6 +63,11 @@ class Series:
         return np.interp(np.log(sizes), np.log(known), losses, left=np.nan, right=np.nan)
 
     @property
+    def law(self) -> Fit | None:
+        """The fit, where it is of this axis alone and says something."""
+        return self.fit if self.fit and not self.tokens_vary and self.fit.identified() else None
+
+    @property
     def note(self) -> str:
         """What the fit can and cannot say."""
         if self.fit is None:
@@ -81,6 +86,13 @@ class Series:
 
 
 def all_series(study: Study, axis: str) -> list[Series]:
+    """The series of a sweep; their laws are fitted once."""
+    if ("series", axis) not in study.memo:
+        study.memo["series", axis] = _all_series(study, axis)
+    return study.memo["series", axis]
+
+
+def _all_series(study: Study, axis: str) -> list[Series]:
     measured = [cell for cell in study.cells if cell.val_loss is not None]
     names = dict.fromkeys((cell.series, cell.architecture) for cell in measured)
     return [Series(name, arch, axis, tuple(cell for cell in measured if cell.series == name)) for name, arch in names]
@@ -135,9 +147,9 @@ def _offset(crate: Series, gpt2: Series) -> dict[str, Any]:
 
 
 def _offset_interval(crate: Series, gpt2: Series, size: np.ndarray) -> tuple[float | None, float | None]:
-    if crate.fit is None or gpt2.fit is None or crate.tokens_vary or gpt2.tokens_vary:
+    if crate.law is None or gpt2.law is None:
         return None, None
-    drawn = crate.fit.drawn(size) - gpt2.fit.drawn(size)
+    drawn = crate.law.drawn(size) - gpt2.law.drawn(size)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
 

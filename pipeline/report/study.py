@@ -80,11 +80,12 @@ class Cell:
         return f"{self.model.n_layer}L" + (f", d={self.model.d_model}" if self.variant else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     settings: ReportSettings
     cells: tuple[Cell, ...]  # in reading order: architecture, variant, size, seed
     tokens: Artifact | None
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # what is costly to work out and asked for often
 
     @property
     def name(self) -> str:

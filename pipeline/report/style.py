@@ -1,18 +1,15 @@
-"""How figures look, once: colours, type, and the way from a matplotlib figure to themed SVG that lives inside the page.
+"""How figures look, once: colours, type, and the sheet on which panels stand.
 
-A figure is drawn with the colours of PALETTE. In the files they stay as they are; inside the page each becomes a CSS
-variable, so that one drawing serves light and dark. Marks that were given hover texts become links with those texts.
+A figure is a row or grid of equal panels. In the files it is one picture; inside the page every panel is an SVG of its own
+(`svg.py`), so that they stand beside each other on a screen and below each other on a phone.
 """
 
 from __future__ import annotations
 
 import functools
-import html
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +31,11 @@ PALETTE = {
 }
 MARKERS = {"crate": "o^Dv<>", "gpt2": "sPXphd"}  # by architecture, one a variant
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
-WIDE, NARROW = 9.2, 4.1  # inches; the page's column, and a phone's
-DPI = 160
+WIDTH, SINGLE_WIDTH = 9.2, 6.2  # inches: of the page's column; of a figure with one panel
+LEFT, RIGHT, BOTTOM = 0.56, 0.12, 0.52  # inches around the axes of every panel
+TITLE, NO_TITLE, KEY = 0.32, 0.10, 0.30  # inches above them; above all panels for the legend
+DPI = 150
+GLYPHS = {"o": "●○", "s": "■□", "^": "▲△", "D": "◆◇", "v": "▼▽", "<": "◀◁", ">": "▶▷", "P": "✚✚", "X": "✖✖"}
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's own type
     "font.family": "sans-serif",
@@ -75,50 +75,51 @@ RC: dict[Any, Any] = {
 
 @dataclass
 class Canvas:
-    """One drawing in the making: its width, and the hover texts of its marks."""
+    """One drawing in the making: its sheet, and the hover texts of its marks."""
 
-    wide: bool
-    tips: dict[str, list[tuple[str, str]]] = field(
-        default_factory=dict
-    )  # gid -> (text, link) of each mark in drawing order
-
-    @property
-    def width(self) -> float:
-        return WIDE if self.wide else NARROW
+    width: float = WIDTH  # inches, as everything here
+    key_height: float = 0.0
+    panel_height: float = 0.0
+    columns: int = 1
+    n_panels: int = 0
+    tips: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # gid -> (text, link) of each mark, as drawn
+    legend: list[tuple[str, str, str]] = field(default_factory=list)  # (glyph, colour, text)
 
     def grid(
         self,
         n_panels: int,
         columns: int,
-        row_height: float = 2.9,
+        panel_height: float = 2.9,
         *,
-        narrow_columns: int = 1,
         legend: bool = True,
         titles: bool = True,
+        left: float = LEFT,
         **kwargs: Any,
     ) -> tuple[Drawing, list[Axes]]:
-        """A drawing with so many panels: `columns` beside each other where it is wide, `narrow_columns` on a phone.
+        """A drawing with so many panels, at most `columns` beside each other.
 
-        With `legend`, room is left above the panels for `key`; with `titles`, for a title a panel.
+        With `legend`, room is left above them for `key`; with `titles`, for a title a panel. All panels have their own ticks.
         """
         from matplotlib.figure import Figure as Drawing
 
-        n_columns = min(n_panels, columns if self.wide else narrow_columns)
-        n_rows = -(-n_panels // n_columns)
-        above = (0.30 if self.wide else 0.55) * legend + (0.32 if titles else 0.1)
-        height = n_rows * row_height + above
+        self.n_panels, self.columns, self.panel_height = n_panels, min(n_panels, columns), panel_height
+        self.width = SINGLE_WIDTH if columns == 1 else WIDTH
+        self.key_height = KEY * legend
+        n_rows, top = -(-n_panels // self.columns), TITLE if titles else NO_TITLE
+        width, height = self.width / self.columns, n_rows * panel_height + self.key_height
         drawing = Drawing(figsize=(self.width, height))
-        panels = drawing.subplots(n_rows, n_columns, squeeze=False, **kwargs)
+        panels = drawing.subplots(n_rows, self.columns, squeeze=False, **kwargs)
         for spare in panels.flat[n_panels:]:
             spare.remove()
-        width = self.width / n_columns
+        for axes in panels.flat[:n_panels]:
+            axes.tick_params(labelleft=True, labelbottom=True)
         drawing.subplots_adjust(
-            left=0.56 / self.width,
-            right=1 - 0.10 / self.width,
-            top=1 - above / height,
-            bottom=0.52 / height,
-            wspace=0.52 / (width - 0.52),
-            hspace=0.92 / (row_height - 0.92),
+            left=left / self.width,
+            right=1 - RIGHT / self.width,
+            top=1 - (self.key_height + top) / height,
+            bottom=BOTTOM / height,
+            wspace=(left + RIGHT) / (width - left - RIGHT),
+            hspace=(top + BOTTOM) / (panel_height - top - BOTTOM),
         )
         return drawing, list(panels.flat[:n_panels])
 
@@ -128,20 +129,25 @@ class Canvas:
         for axes in panels:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 found.setdefault(label, handle)
-        columns = 6 if self.wide else 2
-        left = 0.56 / self.width
+        self.legend = [(*_glyph(handle), label) for label, handle in found.items()]
         drawing.legend(
             list(found.values()),
             list(found),
             loc="upper left",
-            bbox_to_anchor=(left, 1.0),
-            ncols=columns,
+            bbox_to_anchor=(0.12 / self.width, 1.0),
+            ncols=6,
             borderpad=0,
             borderaxespad=0.2,
             columnspacing=1.6,
             handletextpad=0.5,
             handlelength=1.5,
         )
+
+    def boxes(self) -> list[tuple[float, float, float, float]]:
+        """Of every panel: x, y, width, height in points, from the upper left."""
+        width, height, above = 72 * self.width / self.columns, 72 * self.panel_height, 72 * self.key_height
+        places = [divmod(panel, self.columns) for panel in range(self.n_panels)]
+        return [(column * width, above + row * height, width, height) for row, column in places]
 
     def marks(
         self, axes: Axes, x: Sequence[float], y: Sequence[float], tips: Sequence[tuple[str, str]], **kwargs: Any
@@ -153,9 +159,25 @@ class Canvas:
         line.set_gid(gid)
 
 
+def _glyph(handle: Any) -> tuple[str, str]:
+    """A legend's handle as a character and a colour."""
+    if not hasattr(handle, "get_marker"):  # bars
+        return "■", _hex(handle[0].get_facecolor())
+    glyphs = GLYPHS.get(handle.get_marker(), "●○")
+    if handle.get_markerfacecolor() != handle.get_color():
+        return glyphs[1], handle.get_markeredgecolor()
+    return glyphs[0], handle.get_color()
+
+
+def _hex(colour: Any) -> str:
+    from matplotlib.colors import to_hex
+
+    return to_hex(colour)
+
+
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the report: `draw` makes it for a canvas; `alt` tells its content in words."""
+    """One figure of the report: `draw` makes it on a canvas; `alt` tells its content in words."""
 
     name: str
     title: str
@@ -166,31 +188,23 @@ class Figure:
     def write(self, folder: Path) -> None:
         """`<name>.png` and `<name>.svg`."""
         folder.mkdir(parents=True, exist_ok=True)
+        drawing, _ = self.drawn
         with styled():
-            drawing, _ = self._wide
-            drawing.savefig(folder / f"{self.name}.png", dpi=DPI, metadata={"Software": None, "Title": self.title})
-        (folder / f"{self.name}.svg").write_bytes(self._wide_svg)
+            metadata = {"Software": None, "Title": self.title}
+            drawing.savefig(folder / f"{self.name}.png", dpi=DPI, metadata=metadata, pil_kwargs={"compress_level": 4})
+        (folder / f"{self.name}.svg").write_bytes(self.svg)
 
     @functools.cached_property
-    def _wide(self) -> tuple[Drawing, Canvas]:
-        canvas = Canvas(wide=True)
+    def drawn(self) -> tuple[Drawing, Canvas]:
+        canvas = Canvas()
         with styled():
             return self.draw(canvas), canvas
 
     @functools.cached_property
-    def _wide_svg(self) -> bytes:
-        return to_svg(self._wide[0], self.name)
+    def svg(self) -> bytes:
+        from pipeline.report.svg import to_svg
 
-    def inline(self) -> dict[str, str]:
-        """The wide and the narrow drawing as themed SVG elements."""
-        narrow = Canvas(wide=False)
-        with styled():
-            drawing = self.draw(narrow)
-            narrow_svg = to_svg(drawing, f"{self.name}-narrow")
-        return {
-            "wide": themed(self._wide_svg, f"{self.name}-w", self._wide[1].tips),
-            "narrow": themed(narrow_svg, f"{self.name}-n", narrow.tips),
-        }
+        return to_svg(self.drawn[0], self.name)
 
 
 @contextmanager
@@ -199,66 +213,3 @@ def styled() -> Iterator[None]:
 
     with matplotlib.rc_context(RC):
         yield
-
-
-def to_svg(drawing: Drawing, salt: str) -> bytes:
-    """SVG with the same bytes for the same drawing."""
-    import matplotlib
-
-    buffer = BytesIO()
-    with matplotlib.rc_context({**RC, "svg.hashsalt": salt}):
-        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def themed(svg: bytes, prefix: str, tips: dict[str, list[tuple[str, str]]]) -> str:
-    """SVG for the inside of a page: CSS variables for colours, unique ids, links with texts for marks."""
-    text = svg.decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())  # type: ignore[union-attr]
-    body = text[text.index(">") + 1 : text.rindex("</svg>")]
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="patch_1">.*?</g>', "", body, count=1, flags=re.DOTALL)  # the background is the page's own
-    for gid, marks in tips.items():
-        body = _linked(body, gid, marks)
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"', body)
-    body = re.sub(r'(href="#|url\(#)(?!cell-)([^")]+)', lambda m: f"{m[1]}{prefix}-{m[2]}", body)
-    for name, colour in PALETTE.items():
-        body = body.replace(colour, f"var(--{name})")
-    body = re.sub(r"; font-family: [^;\"]*", "", body)  # the page's own type
-    body = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", body)
-    body = body.replace("xlink:href", "href")
-    body = re.sub(r"\n\s*", "\n", body)
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" aria-hidden="true">{body}</svg>'
-    )
-
-
-def _linked(body: str, gid: str, marks: list[tuple[str, str]]) -> str:
-    """Wrap the n-th mark of the group `gid` in a link with its text."""
-    start = body.find(f'<g id="{gid}">')
-    if start < 0:
-        return body
-    end = _group_end(body, start)
-    texts = iter(marks)
-
-    def link(match: re.Match[str]) -> str:
-        text, target = next(texts)
-        said = html.escape(text, quote=True)
-        return f'<a href="{html.escape(target, quote=True)}" class="mark" data-tip="{said}" aria-label="{said}">{match[0]}</a>'
-
-    return body[:start] + re.sub(r"<use [^>]*/>", link, body[start:end]) + body[end:]
-
-
-def _group_end(body: str, start: int) -> int:
-    """Where the group that begins at `start` is closed."""
-    depth = 0
-    for match in re.compile(r"<g\b[^>]*?(/?)>|</g>").finditer(body, start):
-        if match[0] == "</g>":
-            depth -= 1
-        elif not match[1]:
-            depth += 1
-        if depth == 0:
-            return match.end()
-    return len(body)

@@ -23,6 +23,18 @@ def amount(value: float) -> str:
     return f"{value:.3g}"
 
 
+def ranges(values: list[int]) -> str:
+    """[1, 2, 3, 6] -> "1 to 3, 6"."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(parts)
+
+
 def points(score: float | None) -> str:
     """A correlation as the published tables show it, times 100."""
     return "-" if score is None else f"{100 * score:.1f}"

@@ -1,0 +1,154 @@
+"""The page and its tables: whole, safe, self-contained, the same every time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.report.page import HERE
+from pipeline.report.study import gather
+from pipeline.report.tables import all_tables
+from tests.report_world import Built, Page, build
+from tests.synthetic_sweep import SyntheticSweep, fresh_store
+
+HOSTILE = '</script><img src=x onerror="window.hacked=1">&'
+
+
+@pytest.fixture(scope="module")
+def page(built_report: Built) -> Page:
+    return Page(built_report.html)
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(page: Page) -> None:
+    assert page.mistakes == []
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.targets) <= set(page.ids)
+
+
+def test_the_page_needs_nothing_else(built_report: Built, page: Page) -> None:
+    loaded = [
+        a.get("src") or a.get("href") for tag, a in page.tags if tag in ("script", "img", "link", "iframe", "source")
+    ]
+    assert [name for name in loaded if name and not name.startswith("data:")] == []
+    assert "http://" not in built_report.html.replace("http://www.w3.org/", "")
+    assert "https://" not in built_report.html
+    assert "@import" not in built_report.html
+    assert not re.search(r"url\((?!#)", built_report.html)
+
+
+def test_what_is_missing_stands_above_the_answer(built_report: Built, page: Page) -> None:
+    text = page.text
+    assert text.index("3 steps are missing") < text.index("nats a token, CRATE minus GPT-2")
+    assert "failed: out of memory" in text
+    assert built_report.summary["missing"] == 3
+
+
+def test_every_number_of_a_model_leads_to_its_settings_and_fingerprint(built_report: Built, page: Page) -> None:
+    rows = re.findall(
+        r'<td class="num"[^>]*>(?:<a href="#cell-([^"]+)"[^>]*>)?', built_report.html.partition('id="table-cells"')[2]
+    )
+    assert rows
+    names = {outcome.cell for outcome in built_report.sweep.outcomes}
+    assert {name for name in rows if name} == names
+    for name in names:
+        assert built_report.sweep.inputs[f"{name}/pretrain"].fingerprint in page.text
+
+
+def test_the_judge_stands_wherever_scores_are_shown(page: Page) -> None:
+    assert page.text.count("token table (offline, no LLM)") >= 3
+    assert "not comparable with published ones" in page.text
+
+
+def test_figures_have_words_and_files(built_report: Built, page: Page) -> None:
+    drawn = {str(a["id"]).removeprefix("fig-") for tag, a in page.tags if tag == "figure"}
+    for ending in ("png", "svg"):
+        assert {path.stem for path in (built_report.folder / "figures").glob(f"*.{ending}")} == drawn
+    assert page.text.count("In words") == len(drawn) >= 12
+    labels = [a for tag, a in page.tags if a.get("class") == "drawing"]
+    assert all(a.get("role") == "group" and a.get("aria-label") for a in labels)
+
+
+def test_marks_carry_their_values_as_links(page: Page) -> None:
+    marks = [a for tag, a in page.tags if a.get("class") == "mark"]
+    assert all(a.get("data-tip") and a.get("aria-label") == a["data-tip"] for a in marks)
+    assert any(str(a["data-tip"]).startswith("crate-3l: ") for a in marks)
+    assert any("Bai & Ma 2025, GPT-2 2L layer 1: 4.1" in str(a["data-tip"]) for a in marks)
+
+
+def test_tables_lie_beside_the_page_in_both_formats(built_report: Built) -> None:
+    folder = built_report.folder / "tables"
+    tables = all_tables(gather(built_report.sweep.settings, built_report.sweep.inputs))
+    assert (
+        {path.stem for path in folder.glob("*.csv")} == {path.stem for path in folder.glob("*.parquet")} == set(tables)
+    )
+    for name, rows in tables.items():
+        parquet, csv = pq.read_table(folder / f"{name}.parquet"), pcsv.read_csv(folder / f"{name}.csv")
+        assert parquet.num_rows == csv.num_rows == len(rows)
+        assert parquet.column_names == csv.column_names
+    losses = pq.read_table(folder / "cells.parquet")["val_loss"].to_pylist()
+    assert losses == [
+        built_report.sweep.inputs[f"{cell}/evaluate"].summary["val_loss"] for cell in cells_in_order(built_report)
+    ]
+
+
+def cells_in_order(built: Built) -> list[str]:
+    return [cell.name for cell in gather(built.sweep.settings, built.sweep.inputs).cells]
+
+
+def test_equal_artifacts_make_equal_pages(built_report: Built, tmp_path: Path) -> None:
+    again = build(built_report.sweep, tmp_path / "again")
+    for path in sorted(built_report.folder.rglob("*")):
+        if path.is_file():
+            assert (again.folder / path.relative_to(built_report.folder)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_sweep_in_which_everything_failed_still_has_a_report(tmp_path: Path) -> None:
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"))
+    stages = ("pretrain", "evaluate", "activations", "interpret", "steer")
+    sweep.add("crate", 1, missing=dict.fromkeys(stages, f"failed: {HOSTILE}"))
+    del sweep.inputs["tokens"]
+    built = build(sweep, tmp_path / "report")
+    page = Page(built.html)
+    assert page.mistakes == []
+    assert "5 steps are missing" in page.text
+    assert HOSTILE in page.text
+    assert HOSTILE not in built.html
+
+
+def test_texts_from_models_and_people_are_only_texts(tmp_path: Path) -> None:
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), total_tokens=4096, top=1, random=1, d_model=8, n_head=1)
+    sweep.hostile = HOSTILE
+    sweep.add("gpt2", 1)
+    settings = sweep.settings
+    report = settings.report.model_copy(update={"title": HOSTILE})
+    built = build(sweep, tmp_path / "report", type(settings)(settings.name, report, settings.outcomes))
+    page = Page(built.html)
+    assert page.mistakes == []
+    assert page.text.count(HOSTILE) >= 3  # title, prompt, next word, sample, explanation
+    assert "<img" not in built.html
+    assert HOSTILE not in built.html
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "muted", "crate", "gpt2", "accent", "lost"])
+def test_text_stands_out_from_its_background(scheme: int, name: str) -> None:
+    """WCAG AA: 4.5 to 1 for text."""
+    block = re.findall(r":root \{(.*?)\}", (HERE / "page.css").read_text("utf-8"), re.DOTALL)[scheme]
+    colours = {
+        key: (value if len(value) == 7 else "#" + "".join(2 * c for c in value[1:]))
+        for key, value in re.findall(r"--([\w-]+): (#\w+)", block)
+    }
+    for background in ("paper", "card"):
+        light, dark = sorted((luminance(colours[name]), luminance(colours[background])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{name} on {background}"

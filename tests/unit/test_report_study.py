@@ -1,0 +1,106 @@
+"""What the report says of a sweep: replicas, variants, findings and offsets follow from the data, whoever wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.report.findings import findings
+from pipeline.report.scaling import all_series, fit_rows, offset_rows
+from pipeline.report.study import Study, gather
+from pipeline.report.tables import all_tables
+from tests.synthetic_sweep import EXPONENT, SyntheticSweep, fresh_store
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SyntheticSweep:
+    return SyntheticSweep(fresh_store(tmp_path), total_tokens=4096, top=1, random=1, d_model=32, n_head=1)
+
+
+def study_of(sweep: SyntheticSweep) -> Study:
+    return gather(sweep.settings, sweep.inputs)
+
+
+def test_seeds_are_replicas_and_lambda_is_a_variant(sweep: SyntheticSweep) -> None:
+    for seed in (0, 1):
+        sweep.add("crate", 1, seed=seed)
+    sweep.add("crate", 1, model__lambda_sparsity=0.2)
+    sweep.add("gpt2", 1)
+    study = study_of(sweep)
+    assert study.has_replicas
+    assert [cell.series for cell in study.cells] == ["CRATE (lambda_sparsity 0.1)"] * 2 + [
+        "CRATE (lambda_sparsity 0.2)",
+        "GPT-2 (lambda_sparsity 0.1)",
+    ]
+    series = all_series(study, "parameters")[0]
+    sizes, means = series.means
+    assert len(sizes) == 1
+    assert means[0] == pytest.approx(np.mean([cell.val_loss for cell in study.cells[:2]]))
+
+
+def test_a_plain_ladder_has_no_variants(sweep: SyntheticSweep) -> None:
+    for architecture in ("gpt2", "crate"):
+        for n_layer in (2, 1):
+            sweep.add(architecture, n_layer)
+    study = study_of(sweep)
+    assert [cell.name for cell in study.cells] == ["crate-1l", "crate-2l", "gpt2-1l", "gpt2-2l"]
+    assert {cell.series for cell in study.cells} == {"CRATE", "GPT-2"}
+
+
+def test_findings_name_the_better_model_whichever_it_is(sweep: SyntheticSweep) -> None:
+    for architecture in ("crate", "gpt2"):
+        sweep.add(architecture, 2)
+    study = study_of(sweep)
+    crate, gpt2 = (float(cell.val_loss or 0) for cell in study.cells)
+    (gap, *others) = findings(study, all_tables(study))
+    better = "CRATE" if crate < gpt2 else "GPT-2"
+    assert gap.number == f"{crate - gpt2:+.3f}"
+    assert gap.plain.startswith(f"At 2 layers {better}'s validation loss is {abs(crate - gpt2):.3f} nats lower")
+    score = next(finding for finding in others if "score" in finding.label)
+    left, right = map(float, score.number.split(" : "))
+    assert ("CRATE" if left > right else "GPT-2") in score.plain.partition(" are ")[0] or "neither" in score.plain
+    assert "token table (offline, no LLM)" in score.plain
+
+
+def test_laws_of_a_ladder_are_told_with_what_they_cannot_say(sweep: SyntheticSweep) -> None:
+    for n_layer in range(1, 9):
+        sweep.add("gpt2", n_layer)
+    by_size, by_flops = fit_rows(study_of(sweep))
+    assert by_size["n_sizes"] == 8
+    low, high = by_size["alpha_low"], by_size["alpha_high"]
+    assert low <= EXPONENT["gpt2"] <= high
+    assert "beta cannot be identified: all models saw the same number of tokens" in by_size["note"]
+    assert by_size["beta"] is None
+    assert by_flops["alpha"] is not None
+
+
+def test_three_sizes_make_no_law(sweep: SyntheticSweep) -> None:
+    for n_layer in (1, 2, 3):
+        sweep.add("crate", n_layer)
+    row = fit_rows(study_of(sweep))[0]
+    assert row["alpha"] is None
+    assert row["note"].startswith("3 distinct sizes")
+
+
+def test_offset_at_equal_size_is_read_between_models(sweep: SyntheticSweep) -> None:
+    for architecture, depths in (("crate", (1, 2, 4)), ("gpt2", (1, 2))):
+        for n_layer in depths:
+            sweep.add(architecture, n_layer)
+    study = study_of(sweep)
+    row = next(row for row in offset_rows(study) if row["against"] == "non-embedding parameters")
+    crate, gpt2 = all_series(study, "non-embedding parameters")
+    size = min(crate.sizes.max(), gpt2.sizes.max())
+    assert row["at"] == size
+    expected = float(crate.loss_at(np.array([size]))[0] - gpt2.loss_at(np.array([size]))[0])
+    assert row["offset"] == pytest.approx(expected)
+    assert np.isnan(gpt2.loss_at(np.array([10 * size]))[0])
+
+
+def test_no_common_size_gives_no_offset(sweep: SyntheticSweep) -> None:
+    sweep.add("crate", 1)
+    sweep.add("gpt2", 4)
+    row = next(row for row in offset_rows(study_of(sweep)) if row["against"] == "training FLOPs")
+    assert row["offset"] is None
+    assert row["note"].startswith("no common size")
