@@ -1,0 +1,259 @@
+"""Our CRATE against a plain module written from its equations: speed and memory of a training step, the ISTA block, the loss.
+
+    python benchmarks/bench_model.py [--quick]
+
+The yardstick (plain_model.py) takes five dictionary products, makes full float32 logits and lets autograd keep what it likes;
+its attention is torch's fused one, as in the published code. Every comparison runs both sides in turn in one process and
+reports the median of the paired ratios. CRATE-3L: d=128, 3 layers, 1024 tokens, a vocabulary of 50304, forward and backward.
+Peak memory is that of a process of its own, above what it held before its first step. The rows that need a GPU are listed as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results" / "model.jsonl"
+WORDS = 50304
+
+
+def build(side: str, n_ctx: int, seed: int = 0) -> Any:
+    """`plain` or `ours`, with the same initial weights for the same seed."""
+    import torch
+    from plain_model import PlainCrate
+
+    from crate_model.config import ModelConfig
+    from crate_model.model import LanguageModel
+
+    torch.manual_seed(seed)
+    ours = LanguageModel(ModelConfig("crate", 3, 4, 128, n_ctx, WORDS))
+    return ours if side == "ours" else PlainCrate(3, 4, 128, n_ctx, WORDS).take_weights(ours)
+
+
+def batch(n_rows: int, n_ctx: int, seed: int = 0) -> tuple[Any, Any]:
+    """Ids and targets with Zipf's frequencies and a successor that depends on the word: something to learn."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(n_rows, n_ctx + 1, generator=generator)
+    ids = ((50257.0**uniform) - 1).long().clamp(0, 50256)  # density 1/rank
+    ids[:, 1::2] = (ids[:, 0:-1:2] * 7 + 3) % 50257
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def step_seconds(model: Any, data: tuple[Any, Any], autocast: bool = False) -> float:
+    import torch
+
+    model.zero_grad(set_to_none=True)
+    started = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(*data)
+    loss.backward()
+    return time.perf_counter() - started
+
+
+def paired(sides: dict[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of every side, run in turn `rounds` times after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for count in range(rounds + warm_up):
+        for name, run in sides.items():
+            taken = run()
+            if count >= warm_up:
+                seconds[name].append(taken)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slower: str, faster: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True))
+
+
+def training_steps(threads: int, n_ctx: int, rounds: int) -> dict[str, list[float]]:
+    """The float32 yardstick, ours in float32, and ours with bfloat16 weights."""
+    import torch
+
+    torch.set_num_threads(threads)
+    data = batch(2, n_ctx)
+    plain, ours = build("plain", n_ctx), build("ours", n_ctx)
+    narrow = build("ours", n_ctx).bfloat16()
+    models = {"plain_fp32": plain, "ours_fp32": ours, "ours_bf16_weights": narrow}
+    return paired({name: lambda model=model: step_seconds(model, data) for name, model in models.items()}, rounds)
+
+
+def autocast_steps(n_ctx: int, rounds: int) -> dict[str, list[float]]:
+    """The yardstick under bfloat16 autocast, which a CPU without bfloat16 products emulates, and ours in its own precision."""
+    import torch
+
+    from crate_model.ops import precision
+
+    torch.set_num_threads(2)
+    data = batch(1, n_ctx)
+    plain, ours = build("plain", n_ctx), build("ours", n_ctx).to(precision.default_dtype("cpu"))
+    sides = {
+        "plain_autocast": lambda: step_seconds(plain, data, autocast=True),
+        "ours_default": lambda: step_seconds(ours, data),
+    }
+    return paired(sides, rounds, warm_up=False)
+
+
+def ista_block(rounds: int) -> dict[str, list[float]]:
+    """Forward and backward of the ISTA block alone at d=768, 1024 tokens, float32."""
+    import torch
+    from plain_model import PlainBlock
+
+    from crate_model.ops.ista import ista
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    plain = PlainBlock(768, 12)
+    torch.nn.init.kaiming_uniform_(plain.w)
+    z = torch.randn(1024, 768, requires_grad=True)
+
+    def seconds(run: Callable[[], Any]) -> float:
+        z.grad = plain.w.grad = None
+        started = time.perf_counter()
+        run().sum().backward()
+        return time.perf_counter() - started
+
+    sides = {
+        "plain": lambda: seconds(lambda: plain.ista(z)),
+        "ours": lambda: seconds(lambda: ista(z, plain.w, 0.1, 0.1, 2)),
+    }
+    return paired(sides, rounds)
+
+
+def loss_curve(side: str, seed: int, n_steps: int) -> list[float]:
+    """Losses of AdamW steps of 256 tokens; weights and data by seed."""
+    import torch
+
+    model = build(side, 256, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    losses = []
+    for step in range(n_steps):
+        loss = model(*batch(1, 256, seed * 100_000 + step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def loss_difference(n_steps: int) -> dict[str, float]:
+    """Mean distance of the loss curves of the last quarter: ours to the yardstick's, and the yardstick's between two seeds."""
+    import torch
+
+    torch.set_num_threads(2)
+    plain, ours, other = (loss_curve(*run, n_steps) for run in (("plain", 0), ("ours", 0), ("plain", 1)))
+    last = slice(-n_steps // 4, None)
+
+    def distance(a: list[float], b: list[float]) -> float:
+        return statistics.mean(abs(x - y) for x, y in zip(a[last], b[last], strict=True))
+
+    ends = {"first_loss": plain[0], "last_loss_plain": plain[-1], "last_loss_ours": ours[-1]}
+    return {"ours_to_plain": distance(plain, ours), "seed_to_seed": distance(plain, other), **ends}
+
+
+def peak_bytes(side: str, n_ctx: int) -> int:
+    """Called in a process of its own: the most memory two steps took above what the process held before them."""
+    import torch
+
+    def memory(field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    torch.set_num_threads(2)
+    model, data = build(side, n_ctx), batch(2, n_ctx)
+    before = memory("VmRSS")
+    for _ in range(2):
+        step_seconds(model, data)
+    return memory("VmHWM") - before
+
+
+def peak_in_new_process(side: str, n_ctx: int) -> int:
+    command = [sys.executable, __file__, "--peak", side, "--context", str(n_ctx)]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def result(name: str, value: float, bound: str, met: bool) -> bool:
+    print(f"RESULT {name} {value:.3g} x target {bound} {'met' if met else 'missed'}", flush=True)
+    return met
+
+
+def not_run(name: str, unit: str, bound: str) -> None:
+    print(
+        f"RESULT {name} nan {unit} target {bound} not run: no CUDA GPU here, and no code for it in this program",
+        flush=True,
+    )
+
+
+def host() -> dict:
+    from crate_model.ops import precision
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    versions = {"torch": metadata.version("torch"), "python": sys.version.split()[0]}
+    about = {"cpu": cpu, "cores": os.cpu_count(), "fast_bf16": precision.fast_bf16(), "load": os.getloadavg()[0]}
+    return about | {"versions": versions, "git": sha}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="256 tokens, few rounds, 40 steps of training")
+    parser.add_argument("--peak", choices=("plain", "ours"))
+    parser.add_argument("--context", type=int, default=1024)
+    options = parser.parse_args()
+    if options.peak:
+        print(peak_bytes(options.peak, options.context))
+        return 0
+    n_ctx, rounds, n_steps = (256, 3, 40) if options.quick else (1024, 7, 200)
+    two, one = training_steps(2, n_ctx, rounds), training_steps(1, n_ctx, max(3, rounds // 2))
+    cast, block = autocast_steps(n_ctx, 1 if options.quick else 2), ista_block(3 * rounds)
+    peaks = {side: peak_in_new_process(side, n_ctx) for side in ("plain", "ours")}
+    curve = loss_difference(n_steps)
+    about = host()
+    default = "ours_bf16_weights" if about["fast_bf16"] else "ours_fp32"
+    memory, noise = peaks["ours"] / peaks["plain"], curve["ours_to_plain"] / curve["seed_to_seed"]
+    speeds = [
+        ("model_step_default_to_fp32_yardstick", ratio(two, "plain_fp32", default), 2.4),
+        ("model_step_default_to_bf16_autocast_yardstick", ratio(cast, "plain_autocast", "ours_default"), 1.7),
+        ("model_step_fp32_to_fp32_yardstick", ratio(two, "plain_fp32", "ours_fp32"), 1.3),
+        ("model_step_bf16_weights_to_fp32_yardstick", ratio(two, "plain_fp32", "ours_bf16_weights"), 1.0),
+        ("model_step_bf16_weights_one_thread", ratio(one, "plain_fp32", "ours_bf16_weights"), 1.0),
+        ("model_ista_block_d768", ratio(block, "plain", "ours"), 1.2),
+    ]
+    met = [result(name, value, f">={bound}", value >= bound) for name, value, bound in speeds]
+    met.append(result("model_peak_memory", memory, "<=0.4", memory <= 0.4))
+    met.append(result("model_loss_difference_to_seed_noise", noise, "<=1", noise <= 1))
+    not_run("model_crate_b_share_of_bf16_peak", "%", ">=45")
+    not_run("model_gpt2_b_share_of_bf16_peak", "%", ">=45")
+    not_run("model_gpt2_b_h200", "tokens/s", ">=520000")
+    not_run("model_triton_ista_to_compiled_eager", "x", ">=1.25")
+    figures = {
+        "context": n_ctx, "two_threads": two, "one_thread": one, "autocast": cast, "ista_block": block,
+        "peak_bytes": peaks, "loss_curve": curve, "steps": n_steps, "ratios": dict((name, value) for name, value, _ in speeds),
+    }  # fmt: skip
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(sys.argv),
+        **about,
+        "figures": figures,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
