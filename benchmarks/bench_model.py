@@ -5,7 +5,8 @@
 The yardstick (plain_model.py) takes five dictionary products, makes full float32 logits and lets autograd keep what it likes;
 its attention is torch's fused one, as in the published code. Every comparison runs both sides in turn in one process and
 reports the median of the paired ratios. CRATE-3L: d=128, 3 layers, 1024 tokens, a vocabulary of 50304, forward and backward.
-Peak memory is that of a process of its own, above what it held before its first step. The rows that need a GPU are listed as not run.
+Peak memory is that of a process of its own, above what it held before its first step. The rows that need a GPU are listed
+as not run.
 """
 
 from __future__ import annotations
