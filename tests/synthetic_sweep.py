@@ -247,7 +247,8 @@ def statistics_table(site: str, layer: int, n: int, rng: np.random.Generator) ->
         "fraction_nonzero": active,
         "histogram": pa.array([[0] * len(histogram_edges())] * n, pa.list_(pa.int64())),
     }
-    return pa.table(columns).cast(NEURON_SCHEMA)
+    others = {field.name: pa.nulls(n, field.type) for field in NEURON_SCHEMA if field.name not in columns}
+    return pa.table(columns | others).select(NEURON_SCHEMA.names).cast(NEURON_SCHEMA)
 
 
 def write_interpret(
@@ -342,7 +343,9 @@ def write_sae(folder: Path) -> dict[str, Any]:
         "recovered_mean": 0.95,
         "kl": 0.05,
     }
-    densities = pa.table({"site": ["code-l0-1x"], "feature": [0], "n_fired": [5], "mean_active": [1.0], "maximum": [2.0]})
+    densities = pa.table(
+        {"site": ["code-l0-1x"], "feature": [0], "n_fired": [5], "mean_active": [1.0], "maximum": [2.0]}
+    )
     curve = {
         "site": ["code-l0-1x"],
         "step": [1],

@@ -10,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,10 @@ from tests.ports import free_port
 
 PASSWORD = "a password of at least twelve letters"
 NEEDED = ("initdb", "postgres", "pg_isready", "createdb")
-FOLDERS = (*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path(shutil.which("postgres") or "/").parent)
+FOLDERS = (
+    *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
+    Path(shutil.which("postgres") or "/").parent,
+)
 POSTGRES = next((folder for folder in FOLDERS if all((folder / name).exists() for name in NEEDED)), None)
 
 
@@ -102,45 +107,32 @@ def status(url: str, host: str | None = None) -> int:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A private cluster of its own on a free port; gives the database's address."""
     assert POSTGRES
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    user = user_of_postgres()
-    if user:
-        for parent in (folder, *folder.parents):  # pytest's folders are closed to others; the server has to pass
-            if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-        shutil.chown(folder, user)
-    run = {"user": user, "cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([POSTGRES / "initdb", "-D", folder / "data", "-U", "mlflow", "-A", "trust", "-N"], check=True, **run)
-    command = [
-        POSTGRES / "postgres",
-        "-D",
-        folder / "data",
-        "-p",
-        str(port),
-        "-k",
-        str(folder),
-        "-h",
-        "127.0.0.1",
-        "-c",
-        "fsync=off",
-    ]
-    server = subprocess.Popen(command, **run)
-    try:
-        deadline = time.monotonic() + 60
-        ready = [POSTGRES / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
-        while subprocess.run(ready, check=False).returncode:
-            assert server.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        subprocess.run(
-            [POSTGRES / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], check=True
-        )
-        yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/mlflow"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
+    with tempfile.TemporaryDirectory() as name:  # not pytest's own folder, which is closed to Postgres' user
+        folder, port, user = Path(name), free_port(), user_of_postgres()
+        if user:
+            shutil.chown(folder, user)
+        with (folder / "log").open("w") as log:
+            run: dict[str, Any] = {"user": user, "cwd": "/", "stdout": log, "stderr": log}
+            made = subprocess.run(
+                [POSTGRES / "initdb", "-D", folder / "data", "-U", "mlflow", "-A", "trust", "-N"], check=False, **run
+            )
+            assert made.returncode == 0, (folder / "log").read_text()
+            where = ["-p", str(port), "-k", name, "-h", "127.0.0.1"]
+            server = subprocess.Popen([POSTGRES / "postgres", "-D", folder / "data", *where, "-c", "fsync=off"], **run)
+        try:
+            client = ["-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
+            deadline = time.monotonic() + 60
+            while subprocess.run([POSTGRES / "pg_isready", "-q", *client], check=False).returncode:
+                assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.1)
+            subprocess.run([POSTGRES / "createdb", *client, "mlflow"], check=True)
+            yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/mlflow"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_figures_show_the_published_layer_scores(tmp_path: Path) -> None:
     tables = all_tables(study)
     figure = next(f for f in figures_scores.layer_panels(study, tables["layer_scores"]) if f.name == "layers_anthropic")
     with styled():
-        panels = figure.draw(Canvas(wide=True)).axes
+        panels = figure.draw(Canvas()).axes
     for axes, n_layer in zip(panels, (12, 3), strict=True):
         for architecture in ("crate", "gpt2"):
             (marks,) = [
@@ -87,7 +87,7 @@ def test_the_published_ladder_is_drawn_beside_ours(tmp_path: Path) -> None:
     sweep.add("crate", 1)
     figure = figures_loss.published_ladder(gather(sweep.settings, sweep.inputs))
     assert figure is not None
-    canvas = Canvas(wide=True)
+    canvas = Canvas()
     with styled():
         drawing = figure.draw(canvas)
     shown = [line.get_ydata() for line in drawing.axes[0].get_lines() if line.get_marker() in "os"]
