@@ -23,7 +23,8 @@ if [ ! -e "$work/rootfs/usr/bin/python3" ]; then
 fi
 if ! "${buildah[@]}" inspect localhost/base:dev >/dev/null 2>&1; then
   container="$("${buildah[@]}" from scratch)"
-  "${buildah[@]}" add -q "$container" "$work/rootfs" /
+  cp -a "$work/rootfs/." "$("${buildah[@]}" mount "$container")/"
+  "${buildah[@]}" umount "$container" >/dev/null
   "${buildah[@]}" config --env PATH=/usr/local/bin:/usr/bin:/bin "$container"
   "${buildah[@]}" commit -q --rm "$container" localhost/base:dev
 fi

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crate_model.flops import count_parameters, forward_flops_per_token, train_flops_per_token
+from pipeline.artifacts.saes import tap_width
 from pipeline.config import Config
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.interpret.excerpts import needed_selections
-from pipeline.sae.planned import planned_sites, width
+from pipeline.sae.planned import planned_sites
 
 QUANTILE_BINS = {"paper": 11, "corrected": 12}  # of the short excerpts; the paper's leave out the highest
 
@@ -78,7 +79,7 @@ class Costs:
 
     def _features(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
-        encode = sum(2 * width(config.model, site.tap) ** 2 * site.expansion for site in sites)
+        encode = sum(2 * tap_width(config.model, site.tap) ** 2 * site.expansion for site in sites)
         work = self._activations(config)
         tokens = config.activations.tokens + config.activations.tokens_short
         more = tokens * encode / self._flops(work.gpus, self.rates.forward_utilisation)
@@ -88,7 +89,7 @@ class Costs:
         sites = planned_sites(config.sae, config.model)
         gpus = min(self.workers, len(sites)) * self.gpus_per_worker
         # encode and decode, forward and backward; the language model runs once for all the sites of a group
-        flops = sum(12 * width(config.model, site.tap) ** 2 * site.expansion for site in sites)
+        flops = sum(12 * tap_width(config.model, site.tap) ** 2 * site.expansion for site in sites)
         groups = min(self.workers, len(sites))
         seconds = config.sae.total_tokens * flops / self._flops(gpus, self.rates.train_utilisation)
         language_model = config.sae.total_tokens * self._forward(config, gpus / groups)
@@ -100,7 +101,7 @@ class Costs:
 
     def _interpret_features(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
-        return self._scored(config, len(sites), max(width(config.model, s.tap) * s.expansion for s in sites))
+        return self._scored(config, len(sites), max(tap_width(config.model, s.tap) * s.expansion for s in sites))
 
     def _scored(self, config: Config, sites: int, neurons_a_site: int) -> Work:
         settings = config.interpret
