@@ -119,9 +119,6 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
         model.load_state_dict(snapshot.tensors["weights"])
     optimizer = _agreed_optimizer(job, model, device)
     with contextlib.ExitStack() as closing:
-        watchdog = _watchdog(job, plan.world_size)
-        if watchdog:
-            closing.callback(watchdog.close)
         engine = Engine(model, settings.pretrain, runtime, device, plan.micro_batch, plan.accumulation, optimizer)
         closing.callback(engine.close)
         run = Run(Counters(), {name: [] for name in CURVE_SCHEMA.names}, plan.total_steps)
@@ -137,6 +134,9 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
             "compiled": engine.compiled,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
+        watchdog = _watchdog(job, plan.world_size)
+        if watchdog:
+            closing.callback(watchdog.close)
         logbook = Logbook(job, engine, facts, wishes, watchdog)
         closing.callback(logbook.close)
         logbook.start(run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 @dataclass(frozen=True)
 class Order:
-    """A job to train, in `root` under `name`; `stop_after` steps a stop is asked for, at `fault_at` one rank misbehaves."""
+    """A job to train, in `root` under `name`. After `stop_after` steps a stop is asked for, after `hang_after` the last rank
+    freezes."""
 
     root: str
     name: str
@@ -29,6 +31,7 @@ class Order:
     runtime: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     stop_after: int = 0
+    hang_after: int = 0
 
 
 def carry_out(order: Order) -> dict[str, Any]:
@@ -53,6 +56,8 @@ def carry_out(order: Order) -> dict[str, Any]:
     def stop() -> bool:
         nonlocal asked
         asked += 1
+        if asked == order.hang_after and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return asked == order.stop_after
 
     work(job, torch.device("cpu"), Wishes(stop=stop))
@@ -85,12 +90,16 @@ class Ranks:
             for rank in range(world_size)
         ]
 
-    def train(self, order: Order) -> dict[str, Any]:
-        """Have all ranks carry out an order; returns the outcome that rank 0 left."""
+    def give(self, order: Order) -> None:
+        """Have all ranks begin with an order."""
         for process in self.processes:
             assert process.stdin
             process.stdin.write(json.dumps(vars(order)) + "\n")
             process.stdin.flush()
+
+    def train(self, order: Order) -> dict[str, Any]:
+        """Have all ranks carry out an order; returns the outcome that rank 0 left."""
+        self.give(order)
         answers = []
         for process in self.processes:
             assert process.stdout

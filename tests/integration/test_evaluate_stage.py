@@ -1,0 +1,105 @@
+"""The evaluate stage against a loop that a reader can check by eye."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from training_world import MODEL, N_CTX, make_job, make_tokens
+
+from crate_model.model import LanguageModel
+from pipeline.artifacts.checkpoint import CURVE, load_model, write_curve, write_model
+from pipeline.artifacts.evaluation import DomainTotals, ValWindows
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.artifacts.vocabulary import gpt2_encoding, token_bytes
+from pipeline.config import EvaluateConfig
+from pipeline.evaluate.stage import EvaluateSettings, run
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    store = Store(tmp_path_factory.mktemp("evaluate") / "store")
+    tokens = make_tokens(store)
+    torch.manual_seed(0)
+    making = store.making_folder("model")
+    write_model(making, MODEL, LanguageModel(MODEL).state_dict())
+    write_curve(
+        making / CURVE, {name: [] for name in ("step", "tokens", "loss", "learning_rate", "grad_norm", "val_loss")}
+    )
+    recipe = {"stage": "pretrain", "version": 1, "fingerprint": "8" * 32, "settings": {}, "inputs": {}}
+    return {"tokens": tokens, "pretrain": store.publish(making, recipe, {"train_tokens": 5}, {})}
+
+
+def by_eye(inputs: dict[str, Artifact]) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of every token of val but the first, and its position: window after window, the last one short."""
+    split, model = TokenSplit(inputs["tokens"], "val"), load_model(inputs["pretrain"])
+    losses, positions = [], []
+    for start in range(0, split.n_tokens - 1, N_CTX):
+        ids = torch.from_numpy(split.read(start, min(N_CTX + 1, split.n_tokens - start)).astype(np.int64))
+        with torch.no_grad():
+            logits = model(ids[None, :-1])[0]
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy())
+        positions.append(np.arange(start + 1, start + len(ids)))
+    return np.concatenate(losses), np.concatenate(positions)
+
+
+def test_losses_of_all_of_val_by_domain(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    split = TokenSplit(inputs["tokens"], "val")
+    losses, positions = by_eye(inputs)
+    assert list(positions) == list(range(1, split.n_tokens))
+    lengths = [len(token) for token in token_bytes()]
+    n_bytes = np.array([lengths[split.read(int(p), 1)[0]] for p in positions])
+    job = make_job(tmp_path, inputs["tokens"])
+    summary = run(EvaluateSettings(EvaluateConfig()), inputs, job.out_folder, job.context)
+    assert summary["val_tokens"] == split.n_tokens - 1
+    assert summary["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert summary["bits_per_byte"] == pytest.approx(losses.sum() / math.log(2) / n_bytes.sum(), rel=1e-5)
+    domains = np.array([split.document_at(int(position)).domain for position in positions])
+    table = pq.read_table(job.out_folder / "domains.parquet").to_pylist()
+    assert {row["domain"] for row in table} == {"code", "prose"}
+    for row in table:
+        own = domains == row["domain"]
+        assert row["n_tokens"] == own.sum() and row["n_bytes"] == n_bytes[own].sum()
+        assert row["loss"] == pytest.approx(losses[own].mean(), rel=1e-5)
+
+
+def test_next_words_are_the_likeliest_and_sum_to_less_than_one(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    job = make_job(tmp_path, inputs["tokens"])
+    run(EvaluateSettings(EvaluateConfig(prompts=("They saw", ""), top_words=7)), inputs, job.out_folder, job.context)
+    answers = json.loads((job.out_folder / "next_words.json").read_text())
+    assert [answer["prompt"] for answer in answers] == ["They saw", ""]
+    ids = [i for i in gpt2_encoding().encode_ordinary("They saw") if i < MODEL.vocab_size]
+    with torch.no_grad():
+        probabilities = load_model(inputs["pretrain"])(torch.tensor([ids or [0]]))[0, -1].softmax(-1)
+    shown = [word["probability"] for word in answers[0]["words"]]
+    np.testing.assert_allclose(shown, probabilities.sort(descending=True).values[:7].numpy(), rtol=1e-5)
+    assert len(shown) == 7 and sum(shown) < 1
+
+
+def test_a_part_of_val_is_spread_evenly_and_shared_without_loss(inputs: dict[str, Artifact]) -> None:
+    split = TokenSplit(inputs["tokens"], "val")
+    windows = ValWindows(split, N_CTX, 10 * N_CTX)
+    assert len(windows.starts) == 10
+    assert windows.starts[0] == 0 and windows.starts[-1] >= 0.85 * split.n_tokens
+    whole, shares = DomainTotals(split.domains), DomainTotals(split.domains)
+    for rank in (0, 1, 2):
+        for batch in windows.batches(2, rank, 3):
+            shares.add(batch, batch.targets.astype(np.float32))
+    for batch in windows.batches(10):
+        whole.add(batch, batch.targets.astype(np.float32))
+    np.testing.assert_allclose(shares.sums, whole.sums)
+    assert whole.n_tokens == 10 * N_CTX
+
+
+def test_the_model_is_found_where_training_left_it(inputs: dict[str, Artifact]) -> None:
+    model = load_model(inputs["pretrain"])
+    assert not model.training and model.config == MODEL
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert replace(MODEL, n_layer=2) == MODEL

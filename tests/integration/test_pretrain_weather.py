@@ -1,0 +1,147 @@
+"""Bad weather inside a job: memory that runs out, spikes, a worker that freezes, nodes that share no disk."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pretrain_ranks import Order, Ranks
+from s3 import BUCKET, s3_server
+from training_world import make_job, make_tokens, with_runtime
+
+from crate_model.model import LanguageModel
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.pretrain import loop
+from pipeline.pretrain.__main__ import process_group
+from pipeline.pretrain.job import HANG, MICRO_BATCH, OUTCOME, TrainingJob
+from pipeline.pretrain.logbook import Wishes
+from pipeline.pretrain.stage import finish
+from pipeline.pretrain.watchdog import EXIT_HUNG
+from pipeline.pretrain.worker import work
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    with process_group(300):
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weather")
+    make_tokens(Store(folder / "store"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(root: Path) -> Artifact:
+    return Store(root / "store").get("tokens", "7" * 32)
+
+
+@pytest.fixture
+def object_storage() -> Iterator[Storage]:
+    with s3_server():
+        yield Storage(f"s3://{BUCKET}/pretrain")
+
+
+def train(job: TrainingJob) -> dict[str, Any]:
+    job = with_runtime(job, optimizer="torch_fused")
+    work(job, CPU, Wishes())
+    return job.read_note(OUTCOME)
+
+
+def losses(job: TrainingJob) -> np.ndarray:
+    return pq.read_table(job.out_folder / "curve.parquet")["loss"].to_numpy()
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_is_remembered(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device with room for two windows: the first guess of eight is halved twice, and the numbers are those of two."""
+    job = make_job(root, tokens, "memory")
+    small = with_runtime(make_job(root, tokens, "small"), micro_batch=2)
+    train(small)
+    forward = LanguageModel.forward
+
+    def with_little_memory(self: LanguageModel, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 windows too many")
+        return forward(self, ids, targets)
+
+    monkeypatch.setattr(LanguageModel, "forward", with_little_memory)
+    assert "summary" in train(job)
+    assert job.read_note(MICRO_BATCH) == 2
+    np.testing.assert_array_equal(losses(job), losses(small))
+
+
+def test_a_window_that_does_not_fit_is_told(root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: LanguageModel, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LanguageModel, "forward", no_memory)
+    error = train(make_job(root, tokens, "no-memory"))["error"]
+    assert error["type"] == "ResourceError" and "activation_checkpointing" in error["fix"]
+
+
+def test_spikes_are_left_out_and_counted_and_gone_on_from(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SPIKE_MEMORY", 4)
+    monkeypatch.setattr(loop, "SPIKE_FACTOR", 1.05)  # so that ordinary steps count as spikes
+    monkeypatch.setattr("pipeline.pretrain.logbook.ASK_EVERY_SECONDS", 0.0)
+    whole = make_job(root, tokens, "spikes", skip_spikes=True)
+    summary = train(whole)["summary"]
+    assert 0 < len(summary["skipped_steps"]) < 36
+    halved = with_runtime(make_job(root, tokens, "spikes-halved", skip_spikes=True), optimizer="torch_fused")
+    asked = iter(range(1000))
+    work(halved, CPU, Wishes(stop=lambda: next(asked) == 20))
+    assert "stopped as asked" in halved.read_note(OUTCOME)["error"]["what"]
+    assert train(halved)["summary"]["skipped_steps"] == summary["skipped_steps"]
+    np.testing.assert_array_equal(losses(halved), losses(whole))
+
+
+def test_a_frozen_worker_is_named_and_ends_the_wait(root: Path) -> None:
+    pair = Ranks(2)
+    pair.give(Order(str(root), "frozen", runtime={"collective_timeout_seconds": 15}, hang_after=9))
+    waiting, frozen = pair.processes
+    try:
+        assert waiting.wait(240) == EXIT_HUNG
+    finally:
+        frozen.kill()
+        frozen.wait()
+    told = json.loads((root / "store" / ".scratch" / "frozen" / HANG).read_text())
+    assert f"rank 1 (host {socket.gethostname()}, process {frozen.pid}) stands after step" in told
+    assert "rank 0" not in told
+
+
+def test_nodes_that_share_no_disk(root: Path, tokens: Artifact, object_storage: Storage) -> None:
+    """Trained on one node, stopped, gone on with on a second, collected on a third: only an object storage joins them."""
+
+    def on_node(name: str) -> TrainingJob:
+        job = with_runtime(make_job(root, tokens, "remote"), optimizer="torch_fused")
+        store = Store(root / name, object_storage)
+        (root / f"{name}-out").mkdir(exist_ok=True)
+        return replace(job, out_folder=root / f"{name}-out", context=replace(job.context, store=store))
+
+    asked = iter(range(1000))
+    work(on_node("first"), CPU, Wishes(stop=lambda: next(asked) == 0))
+    assert "stopped as asked" in on_node("driver").read_note(OUTCOME)["error"]["what"]
+    work(on_node("second"), CPU, Wishes())
+    driver = on_node("driver")
+    summary = finish(driver)
+    plain = make_job(root, tokens, "not-remote")
+    assert train(plain)["summary"] == summary
+    np.testing.assert_array_equal(losses(driver), losses(plain))
+    kept = {name.split("/")[3] for name in object_storage.names(".scratch/remote/resume/")}
+    assert len(kept) == 2  # the older ones are gone there too
