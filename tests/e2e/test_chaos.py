@@ -30,7 +30,7 @@ def start(config: Path) -> subprocess.Popen:
 
 
 def wait_for_training(process: subprocess.Popen, store: Path, tokens: float) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         states = read_progress(Store(store), "tiny").values()
         if any(state.step.endswith("pretrain") and tokens <= state.done < state.total for state in states):
@@ -45,13 +45,19 @@ def files_of(store: Path, stage: str) -> dict[str, list]:
     return {manifest["fingerprint"]: manifest["files"] for manifest in manifests}
 
 
+def told(store: Path) -> dict[str, str]:
+    """The report's figures and tables by hash; its page also says where and when each artifact was made."""
+    (files,) = files_of(store, "report").values()
+    return {file["name"]: file["sha256"] for file in files if file["name"] != "index.html"}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     corpus = write_corpus(folder)
     grid = {"model.architecture": ["crate"], "model.n_layer": [1]}
     config = write_config(
-        folder / "tiny.yaml", tiny_config(corpus, folder / "store", grid=grid, pretrain__total_tokens=38_400)
+        folder / "tiny.yaml", tiny_config(corpus, folder / "store", grid=grid, pretrain__total_tokens=19_200)
     )
     result = sweep(config)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -63,7 +69,7 @@ def test_a_killed_driver_loses_nothing_and_the_report_is_the_same(undisturbed: P
     config = tmp_path / "tiny.yaml"
     config.write_text(text)
     process = start(config)
-    wait_for_training(process, tmp_path / "store", tokens=8_000)
+    wait_for_training(process, tmp_path / "store", tokens=3_000)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "store").glob("pretrain/*"))
@@ -71,8 +77,7 @@ def test_a_killed_driver_loses_nothing_and_the_report_is_the_same(undisturbed: P
     assert result.returncode == 0, result.stdout + result.stderr
     for stage in ("tokens", "pretrain", "evaluate", "activations", "interpret", "steer"):
         assert files_of(tmp_path / "store", stage) == files_of(undisturbed / "store", stage), stage
-    page = "runs/tiny/report/index.html"
-    assert (tmp_path / "store" / page).read_bytes() == (undisturbed / "store" / page).read_bytes()
+    assert told(tmp_path / "store") == told(undisturbed / "store")
 
 
 def test_a_stopped_sweep_saves_leaves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_a_stopped_sweep_saves_leaves_and_goes_on(undisturbed: Path, tmp_path: P
     config = tmp_path / "tiny.yaml"
     config.write_text(text)
     process = start(config)
-    wait_for_training(process, tmp_path / "store", tokens=4_000)
+    wait_for_training(process, tmp_path / "store", tokens=3_000)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)

@@ -98,6 +98,6 @@ def test_a_submitted_job_runs_the_sweep_and_strangers_are_refused(
     config = write_config(tmp_path / "tiny.yaml", settings)
     job = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny-sweep", "--"]
     job += ["python", "pipeline/sweep.py", "--config", str(config)]
-    result = subprocess.run(job, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(job, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=560, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (tmp_path / "store/runs/tiny/report/index.html").is_file()
