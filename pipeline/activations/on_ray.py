@@ -24,6 +24,17 @@ class ShardReader:
         return row | {"tokens": self.extractor.read_shard(row["shard"])}
 
 
+def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """One shard, in one of Ray's workers that go from task to task, whose number of threads is left as it was."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        return ShardReader(job)(row)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     """Have the shards read by `job.n_workers` actors, each with a core or a share of a GPU."""
     import ray
@@ -32,15 +43,14 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    on_gpu = ray.cluster_resources().get("GPU", 0) > 0
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    read = rows.map(
-        ShardReader,  # type: ignore[arg-type]
-        fn_constructor_args=(job,),
-        compute=ActorPoolStrategy(size=min(job.n_workers, len(shards))),
-        num_cpus=0 if on_gpu else 1,
-        num_gpus=job.context.runtime.gpus_per_worker if on_gpu else None,
-    )
+    gpus = job.context.runtime.gpus_per_worker if ray.cluster_resources().get("GPU", 0) else None
+    resources: dict[str, Any] = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
+    if len(shards) == 1:  # an actor is a new process, which takes longer to start than a small model to be read
+        read = rows.map(read_alone, fn_args=(job,), **resources)  # type: ignore[arg-type]
+    else:
+        pool = ActorPoolStrategy(size=min(job.n_workers, len(shards)))
+        read = rows.map(ShardReader, fn_constructor_args=(job,), compute=pool, **resources)  # type: ignore[arg-type]
     try:
         for row in read.iter_rows():
             progress.update(progress.state.done + row["tokens"])
