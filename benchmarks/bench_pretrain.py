@@ -11,6 +11,7 @@ held-out losses are taken at the end, outside of them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -145,7 +146,7 @@ def checkpoints(folder: Path, steps: int) -> dict[str, float]:
         torch.set_num_threads(1)
         worker.work(job, torch.device("cpu"), Wishes())
     writing_before = [writing for _, writing in marks]
-    seconds = [later - sooner for (sooner, _), (later, _) in zip(marks, marks[1:], strict=False)]
+    seconds = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(marks)]
     # The step after a save holds the copy of the state and the beginning of its write.
     during = [seconds[i] for i in range(WARM, len(seconds)) if writing_before[i + 1] or (i + 1) % CHECKPOINT_EVERY == 0]
     return {

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -109,8 +110,15 @@ def _start_private_cluster(runtime: RuntimeConfig) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        runtime_env=_quoted_interpreter(),
         _temp_dir=str(Path(tempfile.gettempdir()) / f"crate-ray-{os.getuid()}"),
     )
+
+
+def _quoted_interpreter() -> dict[str, str] | None:
+    """Ray 2.60 puts the interpreter's path unquoted into a shell command: a folder with a space in its name needs this."""
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _make_private_token() -> None:

@@ -10,7 +10,18 @@ from pathlib import Path
 import zstandard
 
 CHARACTERS = 6_000
-MODULES = ("ast.py", "bdb.py", "cmd.py", "csv.py", "dis.py", "heapq.py", "queue.py", "shlex.py", "textwrap.py", "uuid.py")
+MODULES = (
+    "ast.py",
+    "bdb.py",
+    "cmd.py",
+    "csv.py",
+    "dis.py",
+    "heapq.py",
+    "queue.py",
+    "shlex.py",
+    "textwrap.py",
+    "uuid.py",
+)
 
 
 def documents(n_speeches: int = 40) -> list[dict]:

@@ -82,7 +82,9 @@ class ShardWriter:
         self._table.close()
 
     def _write_ids(self) -> None:
-        column = pa.array(self._buffer[: self._filled])  # the filled part exactly: Arrow would pad from what lies behind it
+        column = pa.array(
+            self._buffer[: self._filled]
+        )  # the filled part exactly: Arrow would pad from what lies behind it
         self._stream.write_batch(pa.record_batch([column], schema=SCHEMA))
         self._filled = 0
 

@@ -100,7 +100,9 @@ def test_a_stopped_sweep_saves_leaves_and_goes_on(undisturbed: Path, tmp_path: P
 
 def test_a_failed_cell_fails_its_own_descendants_and_the_rest_is_reported(undisturbed: Path, tmp_path: Path) -> None:
     """A learning rate that blows up one model: its cell is named, the kept one stands in the report, the exit code says so."""
-    grid = "grid=[{model.architecture: [crate], model.n_layer: [1]}, {model.architecture: [gpt2], pretrain.learning_rate: [1.0e+30]}]"
+    healthy = "{model.architecture: [crate], model.n_layer: [1]}"
+    ill = "{model.architecture: [gpt2], pretrain.learning_rate: [1.0e+30]}"
+    grid = f"grid=[{healthy}, {ill}]"
     result = sweep(undisturbed / "tiny.yaml", "--set", grid, "--set", "name=broken", "--set", "model.n_layer=1")
     assert result.returncode == 10, result.stdout + result.stderr
     assert "failed gpt2-1l" in result.stdout
