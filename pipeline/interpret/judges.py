@@ -46,7 +46,7 @@ def prompt_set(config: InterpretConfig) -> PromptSet:
     return OwnPrompts() if config.prompt_set == "own" else OpenAIPrompts(raw_tokens=config.protocol == "paper")
 
 
-def worker_specs(config: InterpretConfig, seed: int, runtime: RuntimeConfig, token_strings: list[str]) -> WorkerSpecs:
+def worker_specs(config: InterpretConfig, seed: int, runtime: RuntimeConfig) -> WorkerSpecs:
     from pipeline.interpret.clients.local_explainer import LocalExplainerSpec
     from pipeline.interpret.clients.local_model import LocalModel
     from pipeline.interpret.clients.local_simulator import LocalSimulatorSpec
@@ -64,7 +64,7 @@ def worker_specs(config: InterpretConfig, seed: int, runtime: RuntimeConfig, tok
     own = config.simulator_model or config.explainer not in ("transformers", "vllm")
     simulated_by = LocalModel(config.simulator_model, config.simulator_revision, config.dtype) if own else model
     paper = config.protocol == "paper"
-    return WorkerSpecs(explainer, LocalSimulatorSpec(simulated_by, prompt_set(config), paper, token_strings))
+    return WorkerSpecs(explainer, LocalSimulatorSpec(simulated_by, prompt_set(config), paper))
 
 
 def make_judge(
@@ -78,7 +78,7 @@ def make_judge(
 ) -> LlmJudge:
     """The judge of a configuration that has a language model in it. Raises CrateError when one cannot be had."""
     prompts = prompt_set(config)
-    explainer, simulator = start(worker_specs(config, seed, runtime, token_strings))
+    explainer, simulator = start(worker_specs(config, seed, runtime))
     if config.explainer == "http":
         from pipeline.interpret.clients.http_explainer import HttpExplainer
 

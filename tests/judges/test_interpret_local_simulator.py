@@ -30,9 +30,9 @@ def excerpts(*lengths: int) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def simulator(request, tiny_judge, strings):
+def simulator(request, tiny_judge):
     prompts, paper = KINDS[request.param]
-    return LocalSimulatorSpec(tiny_judge, prompts, paper, strings).make()
+    return LocalSimulatorSpec(tiny_judge, prompts, paper).make()
 
 
 def test_equal_to_full_forward_passes(simulator):
@@ -63,23 +63,23 @@ def test_batches_hold_every_row_once():
     assert rows == list(range(200)) and list(_batches([5])) == [range(1)]
 
 
-def test_real_model_equals_full_forward_passes(smollm2, strings):
-    simulator = LocalSimulatorSpec(smollm2, OwnPrompts(), False, strings).make()
+def test_real_model_equals_full_forward_passes(smollm2):
+    simulator = LocalSimulatorSpec(smollm2, OwnPrompts(), False).make()
     simulator.head = simulator.head[-80:]  # full passes over the whole head take minutes
     simulator.__dict__.pop("_head_cache", None)
     request = SimulationRequest("words for boats", excerpts(3))
     np.testing.assert_allclose(simulator.one(request).predictions[0], plain(simulator, request)[0], atol=1e-4)
 
 
-def test_a_model_that_is_not_read_right_is_refused(tiny_judge, strings, monkeypatch):
+def test_a_model_that_is_not_read_right_is_refused(tiny_judge, monkeypatch):
     """As a model with another head would show itself: what is read differs from what it says."""
     network, _ = tiny_judge.load()
     monkeypatch.setattr(network, "get_output_embeddings", lambda: network.get_input_embeddings())
     with pytest.raises(ResourceError, match="cannot be read"):
-        LocalSimulatorSpec(tiny_judge, OwnPrompts(), False, strings).make()
+        LocalSimulatorSpec(tiny_judge, OwnPrompts(), False).make()
 
 
-def test_a_model_that_is_not_there_is_named(strings):
+def test_a_model_that_is_not_there_is_named():
     from pipeline.interpret.clients.local_model import LocalModel
 
     model = LocalModel("/no/such/judge", "", "float32")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.artifacts.vocabulary import token_strings
 from pipeline.errors import ResourceError
 from pipeline.interpret import expected
 from pipeline.interpret.backends import Simulation, SimulationRequest, Usage
@@ -39,7 +40,6 @@ class LocalSimulatorSpec:
     model: LocalModel
     prompts: PromptSet
     paper: bool
-    token_strings: list[str]
 
     def make(self) -> LocalSimulator:
         return LocalSimulator(self)
@@ -53,7 +53,7 @@ class LocalSimulator:
         self.spec = spec
         self.network, tokenizer = spec.model.load()
         self.tokenizer = tokenizer
-        self.tokens = PromptTokens(tokenizer, spec.prompts, spec.token_strings, whole_lines=spec.paper)
+        self.tokens = PromptTokens(tokenizer, spec.prompts, token_strings(), whole_lines=spec.paper)
         head = self.tokens.head()
         self.head = head[-CHECK_HEAD_TOKENS:]
         self._check()

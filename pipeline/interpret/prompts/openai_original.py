@@ -71,12 +71,12 @@ class OpenAIPrompts:
             text += self._described(index, example.explanation)
             shown = self._all_lines(example.excerpts, example.first_revealed)
             text += _filled(texts.simulated, {"formatted_activation_records": shown})
-        return text + self._described(len(texts.examples), "")
+        return (text + self._described(len(texts.examples), "")).removesuffix(" ")
 
     def simulation_opening(self, explanation: str) -> str:
         shown = explanation.strip() if self.raw_tokens else visible(explanation)
         last = _filled(_texts().simulated_last, {"format": "\n<start>\n"})
-        return f"{shown}<|endofprompt|>{last}"
+        return f" {shown}<|endofprompt|>{last}"  # the space belongs to the explanation's first token
 
     def line(self, token: str) -> str:
         return f"{self._token(token)}\t{UNKNOWN}\n"
