@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 def open_store(place: str) -> Store:
     """The store at a folder or `s3://` address. A remote one is cached in `cache_folder`."""
-    return Store.open(place, cache_folder())
+    return Store.open(place if "://" in place else str(Path(place).absolute()), cache_folder())
 
 
 def mlflow_uri(runtime: RuntimeConfig, store: Store) -> str:
