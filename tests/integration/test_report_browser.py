@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -131,12 +132,12 @@ def test_the_table_with_two_rows_of_headings_sorts_too(page: Any) -> None:
 
 def test_marks_tell_their_values_to_pointer_and_keyboard(page: Any) -> None:
     tip = "document.getElementById('tip')"
-    page.execute_script("document.querySelector('#fig-scaling .wide .mark').focus()")
+    page.execute_script("document.querySelector('#fig-scaling .mark').focus()")
     text = page.execute_script(f"return {tip}.hidden ? '' : {tip}.textContent")
     assert text.startswith("crate-1l: ")
     assert text.endswith("parameters")
     box = page.execute_script(
-        "const m = document.querySelectorAll('#fig-scaling .wide .mark')[1];"
+        "const m = document.querySelectorAll('#fig-scaling .mark')[1];"
         "m.scrollIntoView({block: 'center', behavior: 'instant'});"
         "const b = m.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
     )
@@ -238,7 +239,7 @@ def test_dark_is_dark_in_figures_too(page: Any) -> None:
     show(page, 1280, dark=True)
     colours = page.execute_script(
         "const c = e => getComputedStyle(e); return [c(document.body).backgroundColor, c(document.body).color,"
-        "c(document.querySelector('.drawing text')).fill, c(document.querySelector('#fig-scaling .mark use')).fill]"
+        "c(document.querySelector('.panels text')).fill, c(document.querySelector('#fig-scaling .mark use')).fill]"
     )
     assert colours[:3] == ["rgb(18, 22, 28)", "rgb(231, 233, 236)", "rgb(160, 169, 182)"]
     assert colours[3] == "rgb(255, 143, 94)"
@@ -279,7 +280,8 @@ def test_mlflows_own_page_opens_on_the_sweep(browser: Any, tmp_path: Path) -> No
         "1",
     ]
     with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
     try:
         show(browser, 1280)
         wait(lambda: "the-study" in _source(browser, f"http://127.0.0.1:{port}/#/experiments/1/runs"), 120)

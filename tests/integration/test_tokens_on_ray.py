@@ -50,7 +50,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(config, tmp_path_factory):
     artifact = make(tmp_path_factory.mktemp("plain"), config)
-    assert artifact.summary["duplicates_dropped"] == 20 and artifact.summary["bad"] == {"malformed_json": FILES}
+    assert artifact.summary["duplicates_dropped"] == 21 and artifact.summary["bad"] == {"malformed_json": FILES}
     return contents(artifact)
 
 

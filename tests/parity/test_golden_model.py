@@ -95,7 +95,9 @@ def tap_name(published: str) -> str:
     return f"blocks.{block.removeprefix('block')}.{TAPS[name]}"
 
 
-def clamped_logits(model: LanguageModel, ids: torch.Tensor, tap_names: list[str], unit: int, value: float) -> torch.Tensor:
+def clamped_logits(
+    model: LanguageModel, ids: torch.Tensor, tap_names: list[str], unit: int, value: float
+) -> torch.Tensor:
     def clamp(activations: torch.Tensor) -> torch.Tensor:
         return activations.index_fill(-1, torch.tensor([unit]), value)
 

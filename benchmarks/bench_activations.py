@@ -1,0 +1,288 @@
+"""Neurons' records against the plain way; against a forward pass alone; memory; workers.
+
+    python benchmarks/bench_activations.py [--quick]
+
+A three-layer CRATE of the paper's width (d=128, context 1024, vocabulary 50,304) with untrained weights, on text of random ids with
+natural frequencies, cut into documents. Yardstick: `plain_activations.py`. Every side runs in a process of its own, in turn.
+
+- records_speed: the whole stage on Ray Data with as many workers as there are cores, start of the actors included, against the
+  yardstick with as many threads. records_size: bytes on disk.
+- extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward pass
+  (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
+- peak_memory: of one worker, at ten times the tokens.
+- two_workers: speed over one worker's, where there are two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+RESULTS = ROOT / "benchmarks" / "results" / "activations.jsonl"
+VOCABULARY = 50_257
+
+
+def world(folder: Path, n_tokens: int, n_layer: int = 3, n_ctx: int = 1024) -> tuple[dict[str, Any], Any]:
+    """Artifacts `tokens` (a val split of `n_tokens`) and `pretrain`, made where they are not there, and their store."""
+    from pipeline.artifacts.store import Store
+
+    store = Store(folder / f"store-{n_tokens}-{n_layer}-{n_ctx}")
+    found = {stage: store.find(stage, stage.ljust(32, "0")) for stage in ("tokens", "pretrain")}
+    if not found["pretrain"]:
+        found = {"tokens": make_tokens(store, n_tokens), "pretrain": make_model(store, n_layer, n_ctx)}
+    return found, store
+
+
+def publish(store: Any, stage: str, making: Path, summary: dict[str, Any]) -> Any:
+    recipe = {"stage": stage, "version": 1, "fingerprint": stage.ljust(32, "0"), "settings": {}, "inputs": {}}
+    return store.publish(making, recipe, summary, {})
+
+
+def make_tokens(store: Any, n_tokens: int) -> Any:
+    import numpy as np
+
+    from pipeline.artifacts.token_shards import ShardWriter
+
+    rng = np.random.default_rng(0)
+    frequencies = 1 / (np.arange(VOCABULARY - 1) + 2.7)  # Zipf's law, with Mandelbrot's shift
+    making = store.making_folder("tokens")
+    (making / "val").mkdir()
+    writer = ShardWriter(making / "val" / "00000")
+    total = documents = 0
+    while total < n_tokens:
+        length = int(rng.lognormal(6.5, 1.0)) + 2
+        ids = rng.choice(VOCABULARY - 1, length, p=frequencies / frequencies.sum()).astype(np.uint16)
+        ids[-1] = VOCABULARY - 1
+        writer.add(ids, length, "random", "random", documents)
+        total, documents = total + length, documents + 1
+    writer.close()
+    facts = {"n_tokens": total, "n_documents": documents, "n_bytes": total, "domains": {"random": {}}}
+    return publish(store, "tokens", making, {"val": facts})
+
+
+def make_model(store: Any, n_layer: int, n_ctx: int) -> Any:
+    import torch
+
+    from crate_model.config import ModelConfig
+    from crate_model.model import LanguageModel
+    from pipeline.artifacts.checkpoint import write_model
+
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=n_layer, n_head=4, d_model=128, n_ctx=n_ctx)
+    making = store.making_folder("pretrain")
+    write_model(making, config, LanguageModel(config).state_dict())
+    return publish(store, "pretrain", making, {})
+
+
+def stage_arguments(folder: Path, n_tokens: int, workers: int, n_layer: int = 3, n_ctx: int = 1024) -> tuple[Any, ...]:
+    """Settings, inputs and context of the stage, its scratch folder empty."""
+    import shutil
+
+    from pipeline.activations.stage import Settings
+    from pipeline.config import ActivationsConfig, RuntimeConfig
+    from pipeline.stage import Context
+    from pipeline.tracking import TrackerSpec
+
+    inputs, store = world(folder, n_tokens, n_layer, n_ctx)
+    shutil.rmtree(store.root / ".scratch", ignore_errors=True)
+    asked = ActivationsConfig(tokens=n_tokens, tokens_short=n_tokens // 10)
+    context = Context(
+        store=store,
+        runtime=RuntimeConfig(workers_per_cell=workers),
+        run_name="bench",
+        step_name="bench/activations",
+        fingerprint="b" * 32,
+        tracker=TrackerSpec(),
+    )
+    return Settings(0, asked), inputs, context
+
+
+def plain(folder: Path, n_tokens: int) -> dict[str, float]:
+    import torch
+    from plain_activations import make_records
+
+    from pipeline.artifacts.checkpoint import load_model
+    from pipeline.artifacts.tokens import TokenSplit
+    from pipeline.artifacts.vocabulary import token_strings
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    inputs, _ = world(folder, n_tokens)
+    model, split, strings = load_model(inputs["pretrain"]), TokenSplit(inputs["tokens"], "val"), token_strings()
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        started = time.perf_counter()
+        make_records(model, split, n_tokens // 1024, n_tokens // 10240, strings, Path(out))
+        seconds = time.perf_counter() - started
+        size = sum(path.stat().st_size for path in Path(out).rglob("*.json"))
+    return {"seconds": seconds, "bytes": size, "peak_bytes": peak()}
+
+
+def stage(folder: Path, n_tokens: int, workers: int = 0) -> dict[str, float]:
+    """The whole stage on a private Ray cluster that is up already."""
+    from pipeline import runtime
+    from pipeline.activations.stage import run
+    from pipeline.config import RuntimeConfig
+
+    cores = os.cpu_count() or 1
+    settings, inputs, context = stage_arguments(folder, n_tokens, workers or cores)
+    runtime.connect_ray(RuntimeConfig(cpus=cores))
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        started = time.perf_counter()
+        run(settings, inputs, Path(out), context)
+        seconds = time.perf_counter() - started
+        size = sum(path.stat().st_size for path in Path(out).iterdir())
+    return {"seconds": seconds, "bytes": size}
+
+
+def one_worker(folder: Path, n_tokens: int) -> dict[str, float]:
+    return stage(folder, n_tokens, 1)
+
+
+def core(folder: Path, n_tokens: int) -> dict[str, float]:
+    """One worker's reading, without Ray and without its start."""
+    return _core(stage_arguments(folder, n_tokens, 1))
+
+
+def small_core(folder: Path, n_tokens: int) -> dict[str, float]:
+    """The same with one layer and a short context, for its memory on long texts."""
+    return _core(stage_arguments(folder, n_tokens, 1, n_layer=1, n_ctx=256))
+
+
+def _core(arguments: tuple[Any, ...]) -> dict[str, float]:
+    from pipeline.activations.extract import Extractor
+    from pipeline.activations.job import plan_job
+
+    job = plan_job(*arguments)
+    extractor = Extractor(job)
+    started = time.perf_counter()
+    tokens = sum(extractor.read_shard(shard) for shard in range(len(job.shards)))
+    return {"tokens_per_second": tokens / (time.perf_counter() - started), "peak_bytes": peak()}
+
+
+def forward(folder: Path, n_tokens: int) -> dict[str, float]:
+    """The model's forward pass alone: logits of every position."""
+    return _forward(folder, n_tokens, lambda reader, ids: reader.model(ids))
+
+
+def body(folder: Path, n_tokens: int) -> dict[str, float]:
+    """A pass that stops where the last neurons are."""
+    return _forward(folder, n_tokens, lambda reader, ids: list(reader.read(ids)))
+
+
+def _forward(folder: Path, n_tokens: int, go: Any) -> dict[str, float]:
+    import torch
+
+    from pipeline.activations.extract import Extractor
+    from pipeline.activations.job import plan_job
+
+    extractor = Extractor(plan_job(*stage_arguments(folder, n_tokens, 1)))
+    batches = min(extractor.corpus.n_batches, 16)  # a steady rate needs no more
+    ids = [torch.from_numpy(extractor.corpus.ids(batch)) for batch in range(batches)]
+    with torch.no_grad():
+        go(extractor.reader, ids[0])
+        started = time.perf_counter()
+        for of_batch in ids:
+            go(extractor.reader, of_batch)
+    return {"tokens_per_second": sum(i.numel() for i in ids) / (time.perf_counter() - started)}
+
+
+def peak() -> int:
+    from pipeline.runtime import peak_rss_bytes
+
+    return peak_rss_bytes()
+
+
+SIDES = {f.__name__: f for f in (plain, stage, one_worker, core, small_core, forward, body)}
+
+
+def in_new_process(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--side", side, str(folder), str(n_tokens)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(out.splitlines()[-1])
+    print(f"  {side}, {n_tokens} tokens: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+    return figures
+
+
+def result(name: str, value: float, unit: str, target: str, met: bool) -> bool:
+    print(f"RESULT {name} {value:.3g} {unit} target {target} {'met' if met else 'missed'}", flush=True)
+    return met
+
+
+def host() -> dict[str, Any]:
+    from pipeline.runtime import git_revision, processor_name
+
+    facts = {"cpu": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "git": git_revision()}
+    return facts | {name: metadata.version(name) for name in ("torch", "ray", "pyarrow")}
+
+
+def measure(folder: Path, quick: bool) -> tuple[list[bool], dict[str, Any]]:
+    n_tokens = 2**17 if quick else 2**20
+    rounds = 1 if quick else 3
+    few, many = (100_000, 1_000_000) if quick else (500_000, 5_000_000)
+    runs: dict[str, Any] = {side: [] for side in ("core", "forward", "body", "stage", "one_worker")}
+    for _ in range(rounds):
+        for side in ("forward", "core", "body"):
+            runs[side].append(in_new_process(side, folder, n_tokens))
+    runs["plain"] = [in_new_process("plain", folder, n_tokens)]
+    for _ in range(rounds):
+        runs["stage"].append(in_new_process("stage", folder, n_tokens))
+    runs["memory"] = [in_new_process("small_core", folder, n) for n in (few, many)]
+
+    def rate(side: str) -> float:
+        return median(run["tokens_per_second"] for run in runs[side])
+
+    seconds = median(run["seconds"] for run in runs["stage"])
+    faster, smaller = runs["plain"][0]["seconds"] / seconds, runs["plain"][0]["bytes"] / runs["stage"][0]["bytes"]
+    growth = runs["memory"][1]["peak_bytes"] / runs["memory"][0]["peak_bytes"]
+    met = [
+        result("records_speed", faster, "x", ">=15", faster >= 15),
+        result("records_size", smaller, "x smaller", ">=20", smaller >= 20),
+        result(
+            "extraction_over_forward",
+            rate("core") / rate("forward"),
+            "x",
+            ">=0.6",
+            rate("core") >= 0.6 * rate("forward"),
+        ),
+        result("peak_memory_at_10x_tokens", growth, "x", "0.9..1.1", 0.9 <= growth <= 1.1),
+    ]
+    print(f"  beside it: {rate('core') / rate('body'):.2f} x a pass that stops at the last neurons")
+    if (os.cpu_count() or 1) >= 2:
+        runs["one_worker"] = [in_new_process("one_worker", folder, n_tokens) for _ in range(rounds)]
+        gain = median(run["seconds"] for run in runs["one_worker"]) / seconds
+        cores = os.cpu_count() or 1
+        met.append(result(f"speed_of_{cores}_workers", gain, "x one's", f">={0.75 * cores:.3g}", gain >= 0.75 * cores))
+    else:
+        print("RESULT speed_of_2_workers 0 x one's target >=1.5 not run: one core")
+    return met, {"n_tokens": n_tokens, "runs": runs}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, one round instead of three")
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side, folder, n_tokens = arguments.side
+        print(json.dumps(SIDES[side](Path(folder), int(n_tokens))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        met, figures = measure(Path(folder), arguments.quick)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
