@@ -2,13 +2,13 @@
 
     python benchmarks/bench_activations.py [--quick]
 
-A three-layer CRATE of the paper's width (d=128, context 1024, vocabulary 50,304) with untrained weights, on text of random ids with
-natural frequencies, cut into documents. Yardstick: `plain_activations.py`. Every side runs in a process of its own, in turn.
+A three-layer CRATE of the paper's width (d=128, context 1024, vocabulary 50,304) with untrained weights, on text of random ids
+with natural frequencies, cut into documents. Yardstick: `plain_activations.py`. Every side runs in a process of its own, in turn.
 
 - records_speed: the whole stage on Ray Data with as many workers as there are cores, start of the actors included, against the
   yardstick with as many threads. records_size: bytes on disk.
-- extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward pass
-  (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
+- extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward
+  pass (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
 - peak_memory: of one worker, at ten times the tokens.
 - two_workers: speed over one worker's, where there are two cores.
 """

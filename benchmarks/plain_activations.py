@@ -1,11 +1,13 @@
 """The yardstick of bench_activations.py: neurons' records made the plain way, as the published recipe reads.
 
-For each layer a pass of its own over the text, all of the layer's activations in memory, and for every neuron a full sort, windows
-cut one by one, tokens decoded one by one, and a JSON file. Twice: long excerpts from all rows, short ones from a tenth of them.
+For each layer a pass of its own over the text, all of the layer's activations in memory, and for every neuron a full sort,
+windows cut one by one, tokens decoded one by one, and a JSON file. Twice: long excerpts from all rows, short ones from a tenth
+of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def neuron_record(
     order = torch.argsort(values)
     bins = [
         np.random.choice(order[int(low * len(order)) : int(high * len(order))], 20, replace=False)
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     ]
 
     def excerpts(centres: Any) -> list[dict[str, Any]]:
