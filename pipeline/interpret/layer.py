@@ -17,6 +17,7 @@ from pipeline.interpret import scoring, statistics
 from pipeline.interpret.excerpts import Chosen, LayerExcerpts, Metric, choose, needed_selections
 from pipeline.interpret.scoring import Status
 
+FEWEST_FOR_INTERVAL = 20  # scored neurons; an interval of fewer is narrow by chance: that of one has no width
 NULLS = ("null_other", "null_shuffled", "null_empty")
 Columns = dict[str, Any]  # columns of the neurons' table for one metric
 
@@ -111,9 +112,11 @@ def _generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int) -> bool:
-    """Whether the 95 % interval of every metric's mean so far is within +- half_width."""
+    """Whether the 95 % interval of every metric's mean so far is within +- half_width, of neurons enough to tell."""
     for metric, chunks in parts.items():
         scores = np.concatenate([chunk["score"] for chunk in chunks])
+        if np.count_nonzero(~np.isnan(scores)) < FEWEST_FOR_INTERVAL:
+            return False
         low, high = statistics.interval(statistics.bootstrap_means(scores, config.bootstrap, _generator(seed, metric)))
         if low is None or high is None or high - low > 2 * config.half_width:
             return False
