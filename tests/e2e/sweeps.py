@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def interpreter() -> str:
+    """This Python, by a path without spaces: `ray start` (2.60) puts it unquoted into a shell's command."""
+    if " " not in sys.executable:
+        return sys.executable
+    link = Path(tempfile.mkdtemp(prefix="python-")) / "venv"
+    link.symlink_to(sys.prefix)
+    return str(link / "bin" / "python")
+
+
+def ray_command(*arguments: str) -> list[str]:
+    return [interpreter(), "-m", "ray.scripts.scripts", *arguments]
 
 
 def tiny_config(corpus: Path, store: Path, **changes: object) -> dict:

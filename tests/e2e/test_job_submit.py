@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,15 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.corpus import write_corpus
-from tests.e2e.sweeps import ROOT, environment, tiny_config, write_config
-
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+from tests.e2e.sweeps import ROOT, environment, interpreter, ray_command, tiny_config, write_config
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -39,25 +30,12 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    variables["PATH"] = f"{Path(interpreter()).parent}{os.pathsep}{variables['PATH']}"
     port, dashboard = free_port(), free_port()
-    arguments = [
-        "start",
-        "--head",
-        "--block",
-        f"--port={port}",
-        "--include-dashboard=true",
-        "--dashboard-host=127.0.0.1",
-    ]
-    arguments += [
-        f"--dashboard-port={dashboard}",
-        "--num-cpus=2",
-        "--node-ip-address=127.0.0.1",
-        "--disable-usage-stats",
-    ]
-    head = subprocess.Popen(
-        [*RAY, *arguments], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    start = ["start", "--head", "--block", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    start += [f"--dashboard-port={dashboard}", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(ray_command(*start), env=variables, start_new_session=True, **quiet)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_until_up(address, variables["RAY_AUTH_TOKEN_PATH"])
@@ -96,8 +74,8 @@ def test_a_submitted_job_runs_the_sweep_and_strangers_are_refused(
     grid = {"model.architecture": ["crate"], "model.n_layer": [1]}
     settings = tiny_config(write_corpus(tmp_path), tmp_path / "store", grid=grid, pretrain__total_tokens=2560)
     config = write_config(tmp_path / "tiny.yaml", settings)
-    job = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny-sweep", "--"]
-    job += ["python", "pipeline/sweep.py", "--config", str(config)]
+    submit = ["job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny-sweep", "--"]
+    job = ray_command(*submit, "python", "pipeline/sweep.py", "--config", str(config))
     result = subprocess.run(job, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=560, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (tmp_path / "store/runs/tiny/report/index.html").is_file()

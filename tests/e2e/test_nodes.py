@@ -21,10 +21,9 @@ import pytest
 from pipeline.artifacts.store import Store
 from pipeline.progress import read_progress
 from tests.corpus import write_corpus
-from tests.e2e.sweeps import ROOT, command, environment, tiny_config, write_config
+from tests.e2e.sweeps import ROOT, command, environment, ray_command, tiny_config, write_config
 from tests.ports import free_port
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
 PATIENCE_SECONDS = 240
 
 
@@ -49,7 +48,8 @@ class Nodes:
 
     def _start(self, *arguments: str) -> subprocess.Popen:
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
-        whole = [*RAY, *arguments, *ports, "--object-store-memory=100000000"]
+        options = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
+        whole = ray_command("start", *options, *arguments, *ports)
         with (self.folder / "nodes.log").open("a") as log:
             return subprocess.Popen(whole, env=self.variables, stdout=log, stderr=log, start_new_session=True)
 
