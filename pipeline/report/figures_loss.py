@@ -20,7 +20,7 @@ from pipeline.report.looks import (
     strength,
 )
 from pipeline.report.scaling import AXES, FITTED, Series, all_series
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
 
@@ -254,39 +254,40 @@ def domains(study: Study, rows: Rows) -> Figure | None:
 
 
 def ablations(study: Study) -> list[Figure]:
-    """One figure for each numeric setting that the sweep varies: final loss against it."""
+    """One figure for each numeric setting of the training that the sweep varies: final loss against it."""
     found = []
-    for key in sorted({key for variant in study.variants for key in variant}):
+    for key in sorted({key for cell in study.cells for key in cell.reading if key.startswith(TRAINING)}):
         cells = [
-            cell for cell in study.cells if cell.val_loss is not None and isinstance(cell.variant.get(key), int | float)
+            cell for cell in study.cells if cell.val_loss is not None and isinstance(cell.reading.get(key), int | float)
         ]
-        if len({cell.variant[key] for cell in cells}) > 1:
+        if len({cell.reading[key] for cell in cells}) > 1:
             found.append(_ablation(study, key, cells))
     return found
 
 
 def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
     name = key.rpartition(".")[2]
-    lines: dict[tuple[str, int, int], list[Cell]] = {}
+    lines: dict[tuple[str, int, int, str], list[Cell]] = {}
     for cell in cells:
-        lines.setdefault((cell.architecture, cell.model.n_layer, cell.model.d_model), []).append(cell)
+        others = repr([value for other, value in cell.reading.items() if other != key])
+        lines.setdefault((cell.architecture, cell.model.n_layer, cell.model.d_model, others), []).append(cell)
     architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
 
     def draw(canvas: Canvas) -> Any:
         drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
         for axes, architecture in zip(panels, architectures, strict=True):
-            for (own, depth, _), line in lines.items():
+            for (own, depth, *_), line in lines.items():
                 if own == architecture:
-                    line = sorted(line, key=lambda cell: cell.variant[key])
-                    x, y = [cell.variant[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
+                    line = sorted(line, key=lambda cell: cell.reading[key])
+                    x, y = [cell.reading[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
                     axes.plot(x, y, color=PALETTE[own], alpha=strength(study, line[0]))
                     tips = [
-                        (f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.variant[key]:g}", link_to(cell))
+                        (f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.reading[key]:g}", link_to(cell))
                         for cell in line
                     ]
                     canvas.marks(axes, x, y, tips, marker="o", color=PALETTE[own], alpha=strength(study, line[0]))
                     label_point(axes, f"{depth}L", x[-1], y[-1], PALETTE[own])
-            values = [cell.variant[key] for cell in cells]
+            values = [cell.reading[key] for cell in cells]
             if min(values) > 0 and max(values) / min(values) >= 3:
                 log_axis(axes, values)
             axes.set_title(ARCHITECTURES[architecture])
@@ -298,7 +299,7 @@ def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
     return Figure(
         f"ablation_{key.replace('.', '_')}",
         f"Loss against {name}",
-        f"What else the sweep varies: {key}. One line a depth.",
+        f"What else the sweep varies: {key}. One line a depth and whatever else varies.",
         f"Validation loss against {key}: {said}.",
         draw,
     )

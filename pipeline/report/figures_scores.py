@@ -79,8 +79,8 @@ def _series(study: Study, rows: Rows) -> dict[tuple[str, str], list[dict[str, An
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["mean"] is not None:
-            found.setdefault((study.by_name[row["cell"]].series, row["family"]), []).append(row)
-    order = {cell.series: index for index, cell in enumerate(study.cells)}
+            found.setdefault((study.by_name[row["cell"]].score_series, row["family"]), []).append(row)
+    order = {cell.score_series: index for index, cell in enumerate(study.cells)}
     return dict(sorted(found.items(), key=lambda item: (item[0][1], order[item[0][0]])))
 
 
@@ -155,8 +155,8 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
         drawing, panels = canvas.grid(len(metrics), 3, 3.1, sharey=True)
         for axes, metric in zip(panels, metrics, strict=True):
             own = [row for row in rows if row["metric"] == metric]
-            for name in dict.fromkeys(cell.series for cell in study.cells):
-                _mean_series(canvas, axes, study, [row for row in own if study.by_name[row["cell"]].series == name])
+            for name in dict.fromkeys(cell.score_series for cell in study.cells):
+                _mean_series(canvas, axes, study, [r for r in own if study.by_name[r["cell"]].score_series == name])
             _published_means(canvas, axes, metric, depths)
             axes.set_title(METRICS[metric])
             axes.set_xlabel("layers")
@@ -196,7 +196,11 @@ def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
     high = [100 * (row["high"] - row["mean"]) for row in rows]
     axes.errorbar(x, y, [low, high], fmt="none", ecolor=shade, linewidth=3.4, alpha=0.5)
     tips = [_mean_tip(row) for row in rows]
-    style = marker(study, cell) | {"markeredgecolor": PALETTE["paper"], "markeredgewidth": 0.8, "label": cell.series}
+    style = marker(study, cell) | {
+        "markeredgecolor": PALETTE["paper"],
+        "markeredgewidth": 0.8,
+        "label": cell.score_series,
+    }
     canvas.marks(axes, x, y, tips, **style)
 
 
@@ -230,7 +234,7 @@ def against_loss(study: Study, rows: Rows) -> Figure | None:
         "Better models are to the left.",
         "validation loss, nats a token",
         lambda cell: float(cell.val_loss or 0),
-        lambda cell: cell.series,
+        lambda cell: cell.score_series,
         logarithmic=False,
     )
 

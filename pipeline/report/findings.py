@@ -29,7 +29,7 @@ def findings(study: Study, tables: Tables) -> list[Finding]:
 
 
 def deepest_pair(study: Study, cells: list[Cell]) -> tuple[list[Cell], list[Cell]] | None:
-    """CRATE's and GPT-2's cells (replicas) of the deepest shape that both have, first variant each."""
+    """CRATE's and GPT-2's cells (replicas) of the deepest shape that both have, the longest trained, first variant each."""
     shapes = [
         {(cell.model.d_model, cell.model.n_layer) for cell in cells if cell.architecture == architecture}
         for architecture in ("crate", "gpt2")
@@ -39,9 +39,10 @@ def deepest_pair(study: Study, cells: list[Cell]) -> tuple[list[Cell], list[Cell
         return None
     shape = max(both)
     alike = [cell for cell in cells if (cell.model.d_model, cell.model.n_layer) == shape]
+    alike.sort(key=lambda cell: -cell.train_tokens)
     crate = [cell for cell in alike if cell.architecture == "crate"]
     gpt2 = [cell for cell in alike if cell.architecture == "gpt2"]
-    return [c for c in crate if c.variant == crate[0].variant], [c for c in gpt2 if c.variant == gpt2[0].variant]
+    return [c for c in crate if c.reading == crate[0].reading], [c for c in gpt2 if c.reading == gpt2[0].reading]
 
 
 def _loss_gap(study: Study) -> Finding | None:

@@ -29,11 +29,11 @@ def colour(cell: Cell, family: str = "code") -> str:
 def marker(study: Study, cell: Cell) -> dict[str, Any]:
     """Style of a model's mark."""
     kinds = MARKERS[cell.architecture]
-    return {"marker": kinds[study.variants.index(cell.variant) % len(kinds)], "color": colour(cell)}
+    return {"marker": kinds[study.readings.index(cell.reading) % len(kinds)], "color": colour(cell)}
 
 
 def dashes(study: Study, cell: Cell) -> Any:
-    return DASHES[study.variants.index(cell.variant) % len(DASHES)]
+    return DASHES[study.readings.index(cell.reading) % len(DASHES)]
 
 
 def strength(study: Study, cell: Cell) -> float:

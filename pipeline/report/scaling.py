@@ -49,13 +49,31 @@ class Series:
 
     @cached_property
     def fit(self) -> Fit | None:
+        """Where models saw different numbers of tokens, the law of compute is that of the best models at their compute."""
+        if self.axis == "training FLOPs" and varies(self.tokens):
+            return fit(self.losses[self.best], self.sizes[self.best])
         return fit(self.losses, self.sizes, self.tokens if self.tokens_vary else None)
 
     @cached_property
+    def best(self) -> np.ndarray:
+        """Which models (models,) no model with less training compute is as good as."""
+        by_compute = np.argsort([cell.train_flops for cell in self.cells], kind="stable")
+        found = np.zeros(len(self.cells), bool)
+        found[by_compute] = self.losses[by_compute] <= np.minimum.accumulate(self.losses[by_compute])
+        return found
+
+    @cached_property
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct sizes, ascending, and the mean loss at each (replicas averaged)."""
-        sizes = np.unique(self.sizes)
-        return sizes, np.array([self.losses[self.sizes == size].mean() for size in sizes])
+        """Distinct sizes, ascending, and the mean loss at each: replicas are averaged.
+
+        Where tokens vary, it is that of the models trained longest; against FLOPs, of the best ones at their compute.
+        """
+        shown = np.ones(len(self.cells), bool)
+        if varies(self.tokens):
+            longest = [self.tokens[self.sizes == size].max() for size in self.sizes]
+            shown = self.best if self.axis == "training FLOPs" else self.tokens >= longest
+        sizes = np.unique(self.sizes[shown])
+        return sizes, np.array([self.losses[shown & (self.sizes == size)].mean() for size in sizes])
 
     def loss_at(self, sizes: np.ndarray) -> np.ndarray:
         """Loss between the measured sizes: straight lines over the logarithm of size. NaN outside."""

@@ -20,6 +20,9 @@ SHAPE_KEYS = (
     "model.n_head",
     "seed",
 )  # told by the axes and replicas
+TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
+MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
+TRAINING, READING = ("model.", "pretrain."), ("activations.", "interpret.")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Cell:
     settings: dict[str, Any]
     artifacts: dict[str, Artifact]
     missing: dict[str, str]
-    variant: dict[str, Any] = field(default_factory=dict)  # values of the keys that vary beside shape and seed
+    variant: dict[str, Any] = field(default_factory=dict)  # what varies in training, beside shape, seed and tokens
+    reading: dict[str, Any] = field(default_factory=dict)  # that, the tokens where they vary, and how it was judged
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -71,13 +75,17 @@ class Cell:
 
     @property
     def series(self) -> str:
-        """What it is drawn with: architecture, and whatever else varies beside size and seed."""
-        extra = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.variant.items())
-        return ARCHITECTURES[self.architecture] + (f" ({extra})" if extra else "")
+        """What its loss is drawn with: architecture, and whatever else varies in training beside size, seed and tokens."""
+        return self._named(self.variant)
 
     @property
-    def shape(self) -> str:
-        return f"{self.model.n_layer}L" + (f", d={self.model.d_model}" if self.variant else "")
+    def score_series(self) -> str:
+        """What its scores are drawn with: the training tokens and the judge tell lines apart, too."""
+        return self._named(self.reading)
+
+    def _named(self, values: Mapping[str, Any]) -> str:
+        extra = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())
+        return ARCHITECTURES[self.architecture] + (f" ({extra})" if extra else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +121,17 @@ class Study:
         return [name for name in ARCHITECTURES if self.of(name)]
 
     @cached_property
-    def variants(self) -> list[dict[str, Any]]:
+    def readings(self) -> list[dict[str, Any]]:
         """The different values of what varies beside shape and seed; most sweeps have one, the empty one."""
         found: list[dict[str, Any]] = []
         for cell in self.cells:
-            if cell.variant not in found:
-                found.append(cell.variant)
+            if cell.reading not in found:
+                found.append(cell.reading)
         return found
+
+    @property
+    def tokens_vary(self) -> bool:
+        return len({cell.train_tokens for cell in self.cells}) > 1
 
     @cached_property
     def by_name(self) -> dict[str, Cell]:
@@ -142,19 +154,27 @@ def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
         prefix = f"{outcome.cell}/"
         artifacts = {name.removeprefix(prefix): made for name, made in inputs.items() if name.startswith(prefix)}
         values = flat(outcome.settings)
-        variant = {key: values.get(key) for key in varying}
-        cells.append(Cell(outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant))
+        reading = {key: values.get(key) for key in varying}
+        variant = {key: value for key, value in reading.items() if key.startswith(TRAINING) and key != TOKENS_KEY}
+        cells.append(Cell(outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant, reading))
     order = list(ARCHITECTURES)
     cells.sort(
-        key=lambda c: (order.index(c.architecture), str(c.variant), c.model.d_model, c.model.n_layer, c.seed, c.name)
+        key=lambda c: (
+            *(order.index(c.architecture), str(c.variant), c.model.d_model, c.model.n_layer),
+            *(c.train_tokens, c.seed, c.name),
+        )
     )
     return Study(settings, tuple(cells), inputs.get("tokens"))
 
 
 def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Dotted keys in which cells differ, beside those that the axes show. Keys that follow from the architecture are no news."""
+    """Dotted keys in which the models or their scores differ, beside those that the axes show.
+
+    Keys that follow from the architecture are no news. What autoencoders, steering and the report are told changes no model.
+    """
     all_values = [flat(values) for values in settings]
-    keys = sorted({key for values in all_values for key in values} - set(SHAPE_KEYS))
+    keys = sorted({key for values in all_values for key in values} - set(SHAPE_KEYS) - set(MEASURING_KEYS))
+    keys = [key for key in keys if key.startswith(TRAINING + READING)]
     found = []
     for key in keys:
         by_architecture: dict[Any, set[str]] = {}

@@ -92,7 +92,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "val_loss": cell.val_loss,
         "bits_per_byte": measured.get("bits_per_byte"),
         "fingerprint": cell.artifacts["pretrain"].fingerprint if "pretrain" in cell.artifacts else None,
-        **cell.variant,
+        **cell.reading,
     }
 
 

@@ -49,6 +49,42 @@ def test_a_plain_ladder_has_no_variants(sweep: SyntheticSweep) -> None:
     assert {cell.series for cell in study.cells} == {"CRATE", "GPT-2"}
 
 
+def test_what_changes_no_model_splits_no_ladder(sweep: SyntheticSweep) -> None:
+    """Quickstart trains autoencoders on one layer's models only: all its models are still one ladder."""
+    sweep.add("crate", 1, sae__expansions=(1,), steer__neurons=2)
+    sweep.add("crate", 2, pretrain__eval_every_steps=7)
+    sweep.add("crate", 3)
+    study = study_of(sweep)
+    (series,) = all_series(study, "parameters")
+    assert (series.name, len(series.means[0])) == ("CRATE", 3)
+    assert {cell.score_series for cell in study.cells} == {"CRATE"}
+
+
+def test_how_a_model_is_judged_tells_scores_apart_but_not_losses(sweep: SyntheticSweep) -> None:
+    sweep.add("crate", 1)
+    sweep.add("crate", 1, activations__tokens=1024)
+    study = study_of(sweep)
+    assert {cell.series for cell in study.cells} == {"CRATE"}
+    assert {cell.score_series for cell in study.cells} == {"CRATE (tokens 1024)", "CRATE (tokens 8192000)"}
+
+
+def test_tokens_are_an_axis_of_the_law_and_no_variant(sweep: SyntheticSweep) -> None:
+    for n_layer in (1, 2, 4, 8):
+        for tokens in (4096, 16_384, 65_536):
+            sweep.add("gpt2", n_layer, pretrain__total_tokens=tokens)
+    study = study_of(sweep)
+    (series,) = all_series(study, "non-embedding parameters")
+    assert series.tokens_vary
+    assert series.fit is not None and len(series.fit.exponents) == 2
+    by_size, by_flops = fit_rows(study)
+    assert by_size["beta"] is not None and by_size["B"] is not None
+    assert by_flops["beta"] is None
+    longest = [cell.val_loss for cell in study.cells if cell.train_tokens == 65_536]
+    assert series.means[1].tolist() == longest
+    (compute,) = all_series(study, "training FLOPs")
+    assert np.all(np.diff(compute.means[1]) <= 0)
+
+
 def test_findings_name_the_better_model_whichever_it_is(sweep: SyntheticSweep) -> None:
     for architecture in ("crate", "gpt2"):
         sweep.add(architecture, 2)
