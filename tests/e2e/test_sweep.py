@@ -8,19 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import write_corpus
-from tests.e2e.sweeps import planned, sweep, tiny_config, write_config
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration of a finished sweep, in a folder with a space in its name."""
-    folder = tmp_path_factory.mktemp("a sweep")
-    config = write_config(folder / "tiny.yaml", tiny_config(write_corpus(folder), folder / "store"))
-    result = sweep(config)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.rstrip().endswith("report: " + str(folder / "store/runs/tiny/report/index.html"))
-    return config
+from tests.e2e.sweeps import planned, sweep
 
 
 def test_every_step_left_its_artifact_under_a_name(swept: Path) -> None:
