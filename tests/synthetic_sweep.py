@@ -53,6 +53,7 @@ class SyntheticSweep:
     random: int = 3
     total_tokens: int = 65_536
     sae: bool = False
+    metric_suffix: str = ""
     hostile: str = ""  # put wherever models and people write texts
     inputs: dict[str, Artifact] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -117,7 +118,9 @@ class SyntheticSweep:
             "pretrain": lambda folder: write_pretrain(folder, model, loss, tokens, rng),
             "evaluate": lambda folder: write_evaluate(folder, loss, model, self.hostile),
             "activations": lambda folder: self.write_records(folder, sites_of(model), rng),
-            "interpret": lambda folder: write_interpret(folder, sites_of(model), model.architecture, rng),
+            "interpret": lambda folder: write_interpret(
+                folder, sites_of(model), model.architecture, rng, self.metric_suffix
+            ),
             "steer": lambda folder: write_steer(folder, self.hostile),
         }
         if self.sae:
@@ -252,13 +255,14 @@ def statistics_table(site: str, layer: int, n: int, rng: np.random.Generator) ->
 
 
 def write_interpret(
-    folder: Path, sites: list[tuple[str, int, int]], architecture: str, rng: np.random.Generator
+    folder: Path, sites: list[tuple[str, int, int]], architecture: str, rng: np.random.Generator, suffix: str = ""
 ) -> dict[str, Any]:
     strings, tables, rows = token_strings(), [], []
-    by_metric: dict[str, tuple[list, list]] = {metric: ([], []) for metric in METRICS}
+    names = [metric + suffix for metric in METRICS]
+    by_metric: dict[str, tuple[list, list]] = {metric: ([], []) for metric in names}
     for site, layer, n in sites:
         parts = []
-        for place, metric in enumerate(METRICS):
+        for place, metric in enumerate(names):
             middle = 0.10 - 0.02 * place - (0.004 if architecture == "crate" else 0.015) * layer
             scores = np.clip(middle + 0.15 * rng.standard_normal(n), -1, 1)
             silent = rng.random(n) < 0.05

@@ -214,7 +214,7 @@ def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
 
 def _published_means(canvas: Canvas, axes: Axes, metric: str, depths: Sequence[int]) -> None:
     """The paper's means at the depths that this sweep has."""
-    for architecture, table in published.TABLE[metric].items():
+    for architecture, table in published.TABLE.get(metric, {}).items():
         x = [depth for depth in depths if depth in table]
         if x:
             said = f"{published.LABEL}, {ARCHITECTURES[architecture]}"
@@ -312,7 +312,7 @@ def coverage(study: Study, rows: Rows) -> Figure | None:
     rows = [row for row in rows if row["family"] == "code"]
     metrics = metrics_of(rows)
     names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
-    if not names:
+    if not names or not metrics:
         return None
 
     def draw(canvas: Canvas) -> Any:

@@ -103,5 +103,5 @@ def model(architecture: str, n_layer: int) -> ModelConfig:
 
 def plotted(metric: str, architecture: str, n_layer: int) -> tuple[float, ...]:
     """The layer scores that the paper's figure shows, and of which its means and variances are taken."""
-    layers = LAYERS[metric][architecture].get(n_layer, ())
+    layers = LAYERS.get(metric, {}).get(architecture, {}).get(n_layer, ())
     return layers[: LAYERS_PLOTTED.get(n_layer, len(layers))]

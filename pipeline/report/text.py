@@ -12,6 +12,11 @@ METRIC_NOTES = {
     "random_only": "correlation over five random 64-token excerpts alone",
     "anthropic": "correlation over short 8-token excerpts from all quantiles",
 }
+for _metric in tuple(
+    METRICS
+):  # a judge that writes numbers is asked another thing: `interpret.simulator: http_numbers`
+    METRICS[f"{_metric}_generated"] = f"{METRICS[_metric]}, generated"
+    METRIC_NOTES[f"{_metric}_generated"] = f"{METRIC_NOTES[_metric]}, of numbers that the judge wrote"
 UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -82,6 +82,25 @@ def test_figures_show_the_published_layer_scores(tmp_path: Path) -> None:
             assert (shown.mean(), shown.var()) == pytest.approx(expected, abs=0.006)
 
 
+def test_scores_of_written_numbers_have_figures_without_published_marks(tmp_path: Path) -> None:
+    """interpret.simulator http_numbers: another metric, which nobody has published."""
+    sweep = SyntheticSweep(fresh_store(tmp_path), total_tokens=4096, top=1, random=1, d_model=8, n_head=1)
+    sweep.metric_suffix = "_generated"
+    sweep.add("crate", 1)
+    study = gather(sweep.settings, sweep.inputs)
+    tables = all_tables(study)
+    by_depth = figures_scores.means_by_depth(study, tables["model_scores"])
+    covered = figures_scores.coverage(study, tables["layer_scores"])
+    (figure, *_) = figures_scores.layer_panels(study, tables["layer_scores"])
+    assert figure.name == "layers_top_and_random_generated"
+    for drawn in (by_depth, covered, figure):
+        assert drawn is not None
+        _, canvas = drawn.drawn
+        texts = [text for marks in canvas.tips.values() for text, _ in marks]
+        assert texts and not any(published.LABEL in text for text in texts)
+    assert figures_scores.coverage(study, [row | {"metric": "unheard of"} for row in tables["layer_scores"]]) is None
+
+
 def test_the_published_ladder_is_drawn_beside_ours(tmp_path: Path) -> None:
     sweep = SyntheticSweep(fresh_store(tmp_path), total_tokens=4096, top=1, random=1, d_model=8, n_head=1)
     sweep.add("crate", 1)
