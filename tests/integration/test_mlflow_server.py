@@ -205,6 +205,6 @@ def test_a_wrong_password_is_told_in_the_log_and_loses_nothing(
     parent = sweep.start_parent("refused", {}, {})
     sweep.finish(parent, "FINISHED")
     sweep.close()
-    assert "the tracking server lacks something yet" in caplog.text
+    assert "has not everything yet" in caplog.text
     assert "401" in (sweep.spool / "delivery.log").read_text()
     assert list(sweep.spool.glob("*/run.json"))
