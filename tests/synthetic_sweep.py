@@ -318,8 +318,9 @@ def write_steer(folder: Path, hostile: str = "") -> dict[str, Any]:
         for dose in (0.25, 0.5, 1.0, 2.0)
     ]
     lossless = [{"site": "code-l0", "layer": 0, "neuron": 7, "what": "clamp", "max_logit_change": 0.0, "kl": 0.0}]
+    splice = {"site": "code-l0-1x", "layer": 0, "neuron": None, "what": "splice", "max_logit_change": 0.31, "kl": 0.02}
     samples = {"prompt": "1 2 3 4 5", "plain": " 6 7 8 9", "steered": [edit | {"text": f" pro0 pro1{hostile}"}]}
-    steering.write_steering(folder, effects, doses, lossless, samples)
+    steering.write_steering(folder, effects, doses, [*lossless, splice], samples)
     return {"edits": 1}
 
 

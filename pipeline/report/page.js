@@ -10,9 +10,7 @@ const make = (tag, attributes = {}, ...children) => {
 // Tables: a click on a heading sorts by it; numbers sort by their exact value.
 function sortable(table) {
   const rows = [...table.tBodies[0].rows];
-  const headings = [...table.tHead.rows].at(-1).cells;
-  const skipped = rows[0] ? rows[0].cells.length - headings.length : 0; // columns whose heading spans both rows
-  const all = skipped > 0 ? [...[...table.tHead.rows[0].cells].slice(0, skipped), ...headings] : [...headings];
+  const all = [...table.tHead.rows[0].cells];
   all.forEach((heading, column) => {
     const button = make("button", { type: "button", textContent: heading.textContent });
     heading.replaceChildren(button);

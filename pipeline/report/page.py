@@ -89,17 +89,9 @@ def prompts(study: Study, tables: Tables) -> list[dict[str, Any]]:
 
 
 def score_table(study: Study, tables: Tables) -> list[dict[str, Any]]:
-    """A row a cell and family: {"cell", "family", "by_metric": {metric: row}}."""
-    rows = tables.get("model_scores", [])
-    return [
-        {
-            "cell": cell,
-            "family": family,
-            "by_metric": {r["metric"]: r for r in rows if r["cell"] == cell.name and r["family"] == family},
-        }
-        for cell in study.cells
-        for family in dict.fromkeys(row["family"] for row in rows if row["cell"] == cell.name)
-    ]
+    """The models' scores, one metric after the other, so that models stand below each other."""
+    rows = [row | {"architecture": study.by_name[row["cell"]].architecture} for row in tables.get("model_scores", [])]
+    return [row for metric in METRICS for row in rows if row["metric"] == metric]
 
 
 def steering(study: Study, tables: Tables) -> list[dict[str, Any]]:

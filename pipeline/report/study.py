@@ -113,6 +113,13 @@ class Study:
         ]
         return sorted({judge for judge in found if judge})
 
+    @cached_property
+    def protocols(self) -> list[str]:
+        """How excerpts were drawn and judged: `corrected`, or `paper` with the published code's faults."""
+        return sorted(
+            {cell.artifacts["interpret"].summary["protocol"] for cell in self.cells if "interpret" in cell.artifacts}
+        )
+
     def of(self, architecture: str) -> list[Cell]:
         return [cell for cell in self.cells if cell.architecture == architecture]
 

@@ -19,6 +19,7 @@ from pipeline.report.study import Cell, Study
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
+NULLS = ("null_other", "null_shuffled", "null_empty")  # what chance scores
 CURVE_POINTS = 300  # a curve's points, at most, in the table and the figure
 
 
@@ -41,7 +42,7 @@ def all_tables(study: Study) -> Tables:
             *_each(study, "interpret_features", model_score_rows),
         ],
         "layer_statistics": _each(study, "activations", layer_statistic_rows),
-        "saes": _each(study, "sae", lambda cell, made: saes.read_measures(made).to_pylist()),
+        "saes": _each(study, "sae", sae_rows),
         "steering_effects": _each(study, "steer", lambda cell, made: steering.read_effects(made).to_pylist()),
         "steering_doses": _each(study, "steer", lambda cell, made: steering.read_doses(made).to_pylist()),
         "steering_lossless": _each(study, "steer", lambda cell, made: steering.read_lossless(made).to_pylist()),
@@ -130,11 +131,22 @@ def layer_score_rows(cell: Cell, made: Any) -> Rows:
 
 
 def model_score_rows(cell: Cell, made: Any) -> Rows:
-    return [
-        {"family": family, "metric": metric, **values, "judge": made.summary["judge"]}
-        for family, metrics in made.summary["families"].items()
-        for metric, values in metrics.items()
-    ]
+    """A row a family and metric; its nulls are means over the layers that have them."""
+    told = {"judge": made.summary["judge"], "protocol": made.summary["protocol"]}
+    layers = Scores(made).layers().to_pylist()
+    rows: Rows = []
+    for family, metrics in made.summary["families"].items():
+        for metric, values in metrics.items():
+            own = [row for row in layers if family_of(row["site"]) == family and row["metric"] == metric]
+            nulls = {name: [row[name] for row in own if row[name] is not None] for name in NULLS}
+            means = {name: float(np.mean(there)) if there else None for name, there in nulls.items()}
+            rows.append({"family": family, "metric": metric, **values, **means, **told})
+    return rows
+
+
+def sae_rows(cell: Cell, made: Any) -> Rows:
+    rows = saes.read_measures(made).to_pylist()
+    return [row | {"delta_loss": row["loss_spliced"] - row["loss_clean"]} for row in rows]
 
 
 def layer_statistic_rows(cell: Cell, made: Any) -> Rows:

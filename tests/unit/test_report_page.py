@@ -80,6 +80,34 @@ def test_marks_carry_their_values_as_links(page: Page) -> None:
     assert any("Bai & Ma 2025, GPT-2 2L layer 1: 4.1" in str(a["data-tip"]) for a in marks)
 
 
+def table(built: Built, name: str) -> list[list[str]]:
+    """The cells of a table on the page, row by row, as text."""
+    body = built.html.partition(f'id="table-{name}"')[2].partition("</table>")[0].partition("<tbody>")[2]
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+    return [[Page(cell).text for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)] for row in rows]
+
+
+def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
+    rows = table(built_report, "lossless")
+    assert ["crate-1l", "code-l0", "7", "clamp", "0", "0", "lossless"] in rows
+    assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "lossy"] in rows
+
+
+def test_all_next_words_are_shown(built_report: Built) -> None:
+    words = built_report.html.partition('id="words"')[2].partition("</section>")[0]
+    assert all(part.count("<li") == 10 for part in words.split("<ol>")[1:])
+
+
+def test_scores_stand_beside_what_chance_scores_and_name_their_protocol(built_report: Built, page: Page) -> None:
+    row = next(row for row in table(built_report, "scores") if row[:3] == ["gpt2-2l", "neurons", "Anthropic"])
+    assert row[-3:] == ["0.1", "0.0", "-"]
+    assert "Protocol: corrected" in page.text
+
+
+def test_the_autoencoders_table_says_how_much_loss_they_cost(built_report: Built) -> None:
+    assert "+0.1000" in table(built_report, "saes")[0]
+
+
 def test_tables_lie_beside_the_page_in_both_formats(built_report: Built) -> None:
     folder = built_report.folder / "tables"
     tables = all_tables(gather(built_report.sweep.settings, built_report.sweep.inputs))
