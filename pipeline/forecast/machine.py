@@ -44,6 +44,7 @@ class Rates:
     tokens_per_core_second: float = 20e6  # text to sealed shards; measured 13e6 to 40e6 with the fast encoder
     judge_flops_per_pass: float = 2 * 7e9 * 400  # a 7 B simulator reads an excerpt, shared prefix cached
     judge_flops_per_explanation: float = 2 * 7e9 * 3000
+    judge_answer_seconds: float = 0.5  # of a judge behind HTTP, one of `runtime.judge_concurrency` at once
     offline_neurons_per_core_second: float = 200.0  # the built-in token table
     trainer_start_seconds: float = 30.0  # measured 14 to 16 s on two cores, an image pulled and NCCL set up on top
     stage_start_seconds: float = 10.0

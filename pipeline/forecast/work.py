@@ -106,11 +106,14 @@ class Costs:
     def _scored(self, config: Config, sites: int, neurons_a_site: int) -> Work:
         settings = config.interpret
         neurons = sites * min(neurons_a_site, settings.neurons_per_layer or neurons_a_site)
-        if settings.simulator == "token_table":
+        if settings.simulator_kind == "token_table":
             cores = min(self.machine.cores, sites)
             seconds = neurons / self.rates.offline_neurons_per_core_second / cores
             return Work(0, cores, self.rates.stage_start_seconds + seconds, "the token table")
         explanations, passes = judge_calls(config, neurons)
+        if settings.simulator_kind.startswith("http"):
+            seconds = (explanations + passes) * self.rates.judge_answer_seconds / config.runtime.judge_concurrency
+            return Work(0, 1, self.rates.stage_start_seconds + seconds, "the endpoint's answers")
         flops = passes * self.rates.judge_flops_per_pass + explanations * self.rates.judge_flops_per_explanation
         gpus = self.workers * max(1.0, self.gpus_per_worker)
         seconds = flops / self._flops(gpus, self.rates.forward_utilisation)

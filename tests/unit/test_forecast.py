@@ -100,6 +100,22 @@ def test_the_judge_is_asked_as_often_as_the_metrics_need() -> None:
     assert judge_calls(one, 1) == (1, 5)
 
 
+def test_only_a_judge_that_is_a_language_model_is_charged_as_one() -> None:
+    """The simulator "auto" is the explainer's: by default a token table, which needs no GPU."""
+    found = {}
+    for explainer in ("token_table", "transformers", "http"):
+        loaded = load_config(PILE, [f"interpret.explainer={explainer}", "runtime.judge_concurrency=16"])
+        found[explainer] = costs(8).of("interpret", loaded.config)
+    assert {name: work.bound for name, work in found.items()} == {
+        "token_table": "the token table",
+        "transformers": "judge calls",
+        "http": "the endpoint's answers",
+    }
+    assert {name: work.gpus for name, work in found.items()} == {"token_table": 0, "transformers": 8, "http": 0}
+    neurons = Config().model.n_layer * Config().model.d_code
+    assert found["http"].seconds == pytest.approx(sum(judge_calls(Config(), neurons)) * 0.5 / 16, rel=0.01)
+
+
 def test_a_whole_sweep_is_played() -> None:
     grid = 'grid={"model.architecture": [crate, gpt2], "model.n_layer": [6, 12]}'
     loaded = load_config(PILE, [grid])
@@ -122,6 +138,7 @@ LADDER = (
     'grid=[{"model.architecture": [crate, gpt2], "model.n_layer": [1, 2, 3], "model.d_model": [128], "model.n_head": [4]}, '
     '{"model.architecture": [crate, gpt2], "model.n_layer": [6, 12]}]'
 )
+JUDGE = "interpret.explainer=transformers"  # a 7 B model, run locally: the page's
 PAGE = (PILE.parents[1] / "docs" / "scale.md").read_text()
 
 
@@ -132,7 +149,7 @@ def rows(first: str) -> list[list[str]]:
 
 
 def test_the_page_s_table_of_clusters_is_what_the_forecast_says() -> None:
-    loaded, told = load_config(PILE, [LADDER]), rows("GPUs")
+    loaded, told = load_config(PILE, [LADDER, JUDGE]), rows("GPUs")
     computed = []
     for row in told:
         gpus = int(row[0])
@@ -145,7 +162,7 @@ def test_the_page_s_table_of_clusters_is_what_the_forecast_says() -> None:
 
 
 def test_the_page_s_table_of_stages_is_what_the_forecast_says() -> None:
-    stages = best_split(load_config(PILE, [LADDER]), H100S)[0].stages()
+    stages = best_split(load_config(PILE, [LADDER, JUDGE]), H100S)[0].stages()
     assert rows("stage") == [[name, f"{h:.2f}", f"{g:.1f}", bound] for name, (h, g, bound) in stages.items()]
 
 
@@ -159,6 +176,6 @@ def test_the_page_s_changed_assumptions_are_what_the_forecast_says() -> None:
         {"judge_flops_per_pass": 2 * Rates.judge_flops_per_pass},
         {"tokens_per_core_second": 2e6},
     ]
-    loaded = load_config(PILE, [LADDER])
+    loaded = load_config(PILE, [LADDER, JUDGE])
     found = [best_split(loaded, H100S, replace(Rates(), **change))[0] for change in changes]
     assert [row[2:] for row in rows("assumption")] == [[f"{f.hours:.1f}", f"{f.gpu_hours:.0f}"] for f in found]
