@@ -24,7 +24,8 @@ Part = dict[str, np.ndarray]  # what one shard gathered of a site
 
 
 def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
-    """Write both files of the artifact from all shards' parts. Returns its summary."""
+    """Write both files of the artifact from all shards' parts, wherever they were read. Returns its summary."""
+    job.bring_parts()
     facts: dict[str, Any] = {}
     with RecordsWriter(folder) as writer:
         for site in _sites(job):

@@ -68,6 +68,20 @@ class Job:
         batches = self.shards[shard]
         return self.context.scratch / f"shard-{batches.start}-{batches.stop}.safetensors"
 
+    def missing(self) -> list[int]:
+        """The shards still to be read.
+
+        Whoever reads one counts the pilots too, which an attempt with another number of workers left in other parts.
+        """
+        shards = [shard for shard in range(len(self.shards)) if not self.have(self.shard_file(shard))]
+        counted = all([self.have(self.pilot_file(part)) for part in range(self.n_pilots)])
+        return shards or ([] if counted else [0])
+
+    def bring_parts(self) -> None:
+        """Have all parts on this node. Raises ArtifactError when one was not made."""
+        for path in (*map(self.shard_file, range(len(self.shards))), *map(self.pilot_file, range(self.n_pilots))):
+            self.context.bring(path)
+
     def have(self, path: Path) -> bool:
         """Is a part there, made by this or an earlier attempt, on this node or another."""
         if not path.is_file():

@@ -24,7 +24,7 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
 
     job = plan_job(settings, inputs, context)
     corpus = job.corpus()
-    missing = [shard for shard in range(len(job.shards)) if not job.shard_file(shard).is_file()]
+    missing = job.missing()
     total = corpus.n_tokens(range(corpus.n_batches))
     progress = context.progress(total, "tokens")
     progress.start_at(total - sum(corpus.n_tokens(job.shards[shard]) for shard in missing))

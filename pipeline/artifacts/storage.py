@@ -64,6 +64,10 @@ class Storage:
 
         return sorted(self._retried(f"list {prefix}", attempt))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is an object of exactly this name."""
+        return self._retried(f"look for {name}", lambda: self._files.get_file_info(self._path(name)).is_file)
+
     def delete(self, names: list[str]) -> None:
         for name in names:
             self._retried(f"delete {name}", lambda name=name: self._files.delete_file(self._path(name)))  # type: ignore[misc]

@@ -140,10 +140,16 @@ class Store:
             self.storage.upload(folder, [p.relative_to(folder).as_posix() for p in paths], f".scratch/{fingerprint}")
 
     def bring(self, fingerprint: str, path: Path) -> None:
-        """Have a file or folder here that another node kept; in a folder store it is here already."""
+        """Have a file or folder here that another node kept; in a folder store it is here already.
+
+        Raises ArtifactError when the storage holds none.
+        """
         if self.storage and not path.exists():
             name = f".scratch/{fingerprint}/{path.relative_to(self.root / '.scratch' / fingerprint).as_posix()}"
-            for found in self.storage.names(name + "/") or [name]:
+            names = self.storage.names(name + "/") or [name] * self.storage.holds(name)
+            if not names:
+                raise ArtifactError(f"{self.place}/{name} was never kept", fix="Run again: it is made anew.")
+            for found in names:
                 self.storage.download(found, path / found.removeprefix(name + "/") if found != name else path)
 
     def making_folder(self, fingerprint: str) -> Path:
