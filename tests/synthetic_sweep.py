@@ -7,6 +7,7 @@ neuron), so that a test knows what a report must say. Nothing here is a result.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,13 +184,19 @@ def write_tokens(folder: Path) -> dict[str, Any]:
     encoding, facts = gpt2_encoding(), {}
     for split, texts in (("train", documents(8)), ("val", documents(30))):
         writer, n_bytes = ShardWriter(folder / split / "00000"), 0
+        domains: dict[str, Counter[str]] = {}
         for line, record in enumerate(texts):
             ids = np.array([*encoding.encode_ordinary(record["text"]), END_OF_TEXT], np.uint16)
             n_bytes += len(record["text"].encode())
+            size, domain = len(record["text"].encode()), record["meta"]["pile_set_name"]
+            counts = {"n_tokens": len(ids), "n_documents": 1, "n_bytes": size}
+            domains.setdefault(domain, Counter()).update(counts)
             writer.add(ids, len(record["text"].encode()), record["meta"]["pile_set_name"], "made-up", line + 1)
         writer.close()
-        facts[split] = {"n_tokens": writer.n_tokens, "n_documents": len(texts), "n_bytes": n_bytes, "domains": {}}
-    return facts | {"unigram_entropy": 6.93}
+        facts[split] = {"n_tokens": writer.n_tokens, "n_documents": len(texts), "n_bytes": n_bytes}
+        facts[split]["domains"] = {name: dict(counts) for name, counts in sorted(domains.items())}
+    told = {"documents_in": 41, "duplicates": 2, "duplicates_dropped": 2, "bad": {"not JSON": 1}}
+    return facts | told | {"unigram_entropy": 6.93}
 
 
 def write_pretrain(
@@ -349,7 +356,13 @@ def write_sae(folder: Path) -> dict[str, Any]:
         "kl": 0.05,
     }
     densities = pa.table(
-        {"site": ["code-l0-1x"], "feature": [0], "n_fired": [5], "mean_active": [1.0], "maximum": [2.0]}
+        {
+            "site": ["code-l0-1x"] * 4,
+            "feature": [0, 1, 2, 3],
+            "n_fired": [5, 900, 1100, 0],
+            "mean_active": [1.0] * 4,
+            "maximum": [2.0] * 4,
+        }
     )
     curve = {
         "site": ["code-l0-1x"],

@@ -26,5 +26,6 @@ def all_figures(study: Study, tables: Tables) -> list[Figure]:
         figures_scores.coding_rate(study, tables.get("layer_diagnostics", [])),
         figures_edits.steering_doses(study, tables.get("steering_doses", [])),
         figures_edits.autoencoders(study, tables.get("saes", [])),
+        figures_edits.densities(study, tables.get("sae_densities", [])),
     ]
     return [figure for figure in found if figure]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.looks import colour, label_point, link_to, marker
+from pipeline.report.looks import colour, label_point, link_to, marker, strength
 from pipeline.report.study import Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 
@@ -100,3 +100,45 @@ def autoencoders(study: Study, rows: Rows) -> Figure | None:
         f"Sparse autoencoders: {said}.",
         draw,
     )
+
+
+def densities(study: Study, rows: Rows) -> Figure | None:
+    """How often features fire, a line an autoencoder."""
+    if not rows:
+        return None
+    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
+    first, last = min(row["log10_share_from"] for row in rows), max(row["log10_share_from"] for row in rows)
+    edges = np.arange(first, last + 0.75, 0.5)
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, (axes,) = canvas.grid(1, 1, 2.8, titles=False)
+        for cell in (study.by_name[name] for name in names):
+            own = [row for row in rows if row["cell"] == cell.name]
+            for site in dict.fromkeys(row["site"] for row in own):
+                found = {row["log10_share_from"]: row["n_features"] for row in own if row["site"] == site}
+                counts = [found.get(edge, 0) for edge in edges[:-1].tolist()]
+                shares = [100 * count / sum(counts) for count in counts]
+                shade, alpha = colour(cell), strength(study, cell)
+                axes.stairs(shares, edges, color=shade, alpha=alpha, linewidth=1.5)
+                tips = [
+                    (
+                        f"{cell.name} {site}: {n:,} features fire on {100 * 10**edge:.2g} % of tokens or more",
+                        link_to(cell),
+                    )
+                    for n, edge in zip(counts, edges, strict=False)
+                ]
+                middles = (edges[:-1] + 0.25).tolist()
+                canvas.marks(
+                    axes, middles, shares, tips, **marker(study, cell), alpha=alpha, markersize=3.5, label=cell.series
+                )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * 10**value:.2g} %")
+        axes.set_xlabel("share of tokens on which a feature fires")
+        axes.set_ylabel("living features, %")
+        canvas.key(drawing, [axes])
+        return drawing
+
+    said = "; ".join(
+        f"{r['cell']} {r['site']} from {100 * 10 ** r['log10_share_from']:.2g} %: {r['n_features']}" for r in rows
+    )
+    caption = "By half decades, one line an autoencoder. Features that never fired are left out; the table counts them."
+    return Figure("densities", "How often features fire", caption, f"Features by how often they fire: {said}.", draw)

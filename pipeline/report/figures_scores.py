@@ -26,6 +26,7 @@ OUTCOMES = {
 }
 RATES = {"coding_rate": "After attention", "coding_rate_before": "What attention takes away"}
 Rows = Sequence[dict[str, Any]]
+Shifts = dict[tuple[str, bool], float]  # (architecture, neurons rather than features) -> from the layer's tick
 
 
 def metrics_of(rows: Rows) -> list[str]:
@@ -94,7 +95,7 @@ def _tip(row: dict[str, Any], cell: Cell) -> tuple[str, str]:
     return f"{said}, {row['n_scored']} of {row['n_neurons']} scored", link_to(cell)
 
 
-def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, float]:
+def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> Shifts:
     """Draw lines over layers; how far from the layer each architecture's marks stand: not at all."""
     for (series, family), own in _series(study, rows).items():
         cell = study.by_name[own[0]["cell"]]
@@ -109,15 +110,14 @@ def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, fl
     return {}
 
 
-def _bars(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, float]:
-    """Draw bars around each layer; how far from the layer each architecture's first bar of neurons stands."""
+def _bars(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> Shifts:
+    """Draw bars around each layer; how far from it each architecture's first bar of neurons and of SAE features stands."""
     series = _series(study, rows)
     width = 0.84 / max(1, len(series))
-    shifts: dict[str, float] = {}
+    shifts: Shifts = {}
     for place, ((name, family), own) in enumerate(series.items()):
         shift = (place - (len(series) - 1) / 2) * width
-        if family == "code":
-            shifts.setdefault(study.by_name[own[0]["cell"]].architecture, shift)
+        shifts.setdefault((study.by_name[own[0]["cell"]].architecture, family == "code"), shift)
         x = [row["layer"] + shift for row in own]
         y = [100 * row["mean"] for row in own]
         shade = colour(study.by_name[own[0]["cell"]], family)
@@ -130,17 +130,27 @@ def _bars(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> dict[str, flo
     return shifts
 
 
-def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shifts: dict[str, float]) -> None:
-    """The paper's layer scores of models of this depth, as its figure shows them, at our models' places."""
+def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shifts: Shifts) -> None:
+    """The paper's layer scores of models of this depth, as its figure shows them, at our models' and SAEs' places."""
     for architecture in ARCHITECTURES:
         y = published.plotted(metric, architecture, depth)
         if y:
-            x = [layer + shifts.get(architecture, 0.0) for layer in range(len(y))]
+            x = [layer + shifts.get((architecture, True), 0.0) for layer in range(len(y))]
             said = f"{published.LABEL}, {ARCHITECTURES[architecture]} {depth}L"
             tips = [(f"{said} layer {layer}: {value}", f"#fig-layers_{metric}") for layer, value in enumerate(y)]
             style = hollow(architecture) | ({"markerfacecolor": PALETTE["paper"]} if shifts else {})
             label = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
             canvas.marks(axes, x, list(y), tips, **style, markersize=5, label=label, zorder=5)
+        features = published.SAE_LAYERS.get(metric, {}).get(architecture, {}).get(depth, ())
+        if features and (architecture, False) in shifts:
+            x = [layer + shifts[architecture, False] for layer in range(depth)]
+            label = f"{ARCHITECTURES[architecture]} SAE 16x, {published.LABEL}"
+            tips = [
+                (f"{label}, {depth}L layer {n}: {value}", f"#fig-layers_{metric}") for n, value in enumerate(features)
+            ]
+            style = hollow(architecture) | {"marker": "D", "markeredgecolor": PALETTE["ink"]}
+            style["markerfacecolor"] = PALETTE[f"{architecture}-soft"]
+            canvas.marks(axes, x, list(features), tips, **style, markersize=4.5, label=label, zorder=5)
 
 
 def means_by_depth(study: Study, rows: Rows) -> Figure | None:
@@ -360,16 +370,18 @@ def _outcome_shares(rows: Rows, metric: str, names: Sequence[str]) -> dict[str, 
 
 
 def sparsity(study: Study, rows: Rows) -> Figure | None:
-    """Share of tokens on which a neuron fires, by layer."""
+    """Share of tokens on which a neuron fires, and of neurons that never did, by layer."""
     return by_layer(
         study,
         rows,
         "sparsity",
         "Sparsity of the code, by layer",
-        "Mean share of a layer's neurons that are above zero at a token. Random-only scores punish dense neurons by "
-        "construction: compare them at equal sparsity.",
-        "active neurons a token, %",
-        lambda row: 100 * row["active"],
+        "Mean share of a layer's neurons that are above zero at a token, and of those that never were. Random-only scores "
+        "punish dense neurons by construction: compare them at equal sparsity.",
+        {
+            "active neurons a token, %": lambda row: 100 * row["active"],
+            "dead neurons, %": lambda row: 100 * row["dead"],
+        },
     )
 
 
@@ -415,10 +427,9 @@ def by_layer(
     name: str,
     title: str,
     caption: str,
-    axis: str,
-    value_of: Callable[[dict[str, Any]], float],
+    values: dict[str, Callable[[dict[str, Any]], float]],
 ) -> Figure | None:
-    """A value of every layer, a panel an architecture, a line a model."""
+    """Values of every layer by their axis' label, a panel each and an architecture, a line a model."""
     architectures = [
         a for a in study.architectures if any(study.by_name[row["cell"]].architecture == a for row in rows)
     ]
@@ -426,9 +437,10 @@ def by_layer(
         return None
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 2.8, legend=False, sharey=True)
-        for axes, architecture in zip(panels, architectures, strict=True):
-            ends = []
+        drawing, panels = canvas.grid(len(values) * len(architectures), 2, 2.8, legend=False)
+        pairs = [(axis, architecture) for axis in values for architecture in architectures]
+        for axes, (axis, architecture) in zip(panels, pairs, strict=True):
+            ends, value_of = [], values[axis]
             for cell in study.of(architecture):
                 own = [row for row in rows if row["cell"] == cell.name]
                 if own:
@@ -438,13 +450,13 @@ def by_layer(
             axes.set_xticks(sorted({row["layer"] for row in rows}))
             axes.set_xlabel("layer")
             axes.margins(x=0.1)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(map(value_of, rows)) or 1)
+            axes.set_ylabel(axis)
             end_labels(axes, ends)
-        panels[0].set_ylabel(axis)
         return drawing
 
-    said = "; ".join(f"{row['cell']} layer {row['layer']} {value_of(row):.3g}" for row in rows)
-    return Figure(name, title, caption, f"{axis}: {said}.", draw)
+    said = {axis: [f"{row['cell']} layer {row['layer']} {of(row):.3g}" for row in rows] for axis, of in values.items()}
+    return Figure(name, title, caption, " ".join(f"{axis}: {'; '.join(texts)}." for axis, texts in said.items()), draw)
 
 
 def _layer_line(

@@ -30,6 +30,7 @@ def all_tables(study: Study) -> Tables:
         "fits": fit_rows(study),
         "offsets": offset_rows(study),
         "curves": _each(study, "pretrain", curve_rows),
+        "text": text_rows(study),
         "domains": _each(study, "evaluate", lambda cell, made: evaluation.read_domains(made).to_pylist()),
         "layer_diagnostics": _each(study, "evaluate", lambda cell, made: evaluation.read_layers(made).to_pylist()),
         "next_words": _each(study, "evaluate", next_word_rows),
@@ -43,6 +44,7 @@ def all_tables(study: Study) -> Tables:
         ],
         "layer_statistics": _each(study, "activations", layer_statistic_rows),
         "saes": _each(study, "sae", sae_rows),
+        "sae_densities": _each(study, "sae", density_rows),
         "steering_effects": _each(study, "steer", lambda cell, made: steering.read_effects(made).to_pylist()),
         "steering_doses": _each(study, "steer", lambda cell, made: steering.read_doses(made).to_pylist()),
         "steering_lossless": _each(study, "steer", lambda cell, made: steering.read_lossless(made).to_pylist()),
@@ -97,6 +99,19 @@ def cell_row(cell: Cell) -> dict[str, Any]:
     }
 
 
+def text_rows(study: Study) -> Rows:
+    """What the tokens stage counted: a row a split and domain, and one of the whole split."""
+    if study.tokens is None:
+        return []
+    counts = ("n_tokens", "n_bytes", "n_documents")
+    rows: Rows = []
+    for split in (name for name in ("train", "val", "test") if name in study.tokens.summary):
+        facts = study.tokens.summary[split]
+        for domain, own in {"all": facts, **facts["domains"]}.items():
+            rows.append({"split": split, "domain": domain, **{name: own[name] for name in counts}})
+    return rows
+
+
 def curve_rows(cell: Cell, made: Any) -> Rows:
     """The training curve, thinned: `loss` is the mean over the steps since the row before; every evaluation is kept."""
     curve = read_curve(made)
@@ -147,6 +162,19 @@ def model_score_rows(cell: Cell, made: Any) -> Rows:
 def sae_rows(cell: Cell, made: Any) -> Rows:
     rows = saes.read_measures(made).to_pylist()
     return [row | {"delta_loss": row["loss_spliced"] - row["loss_clean"]} for row in rows]
+
+
+def density_rows(cell: Cell, made: Any) -> Rows:
+    """How many features fire how often: by half decades of the share of tokens, without the dead ones."""
+    n_tokens = {row["site"]: row["n_tokens"] for row in saes.read_measures(made).to_pylist()}
+    table = saes.read_densities(made)
+    rows: Rows = []
+    for site, seen in n_tokens.items():
+        fired = table.filter(pc.equal(table["site"], site))["n_fired"].to_numpy()
+        decades = np.log10(fired[fired > 0] / seen)
+        for bin_, features in zip(*np.unique(np.floor(2 * decades) / 2, return_counts=True), strict=True):
+            rows.append({"site": site, "log10_share_from": float(bin_), "n_features": int(features)})
+    return rows
 
 
 def layer_statistic_rows(cell: Cell, made: Any) -> Rows:

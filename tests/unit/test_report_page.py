@@ -104,6 +104,33 @@ def test_scores_stand_beside_what_chance_scores_and_name_their_protocol(built_re
     assert "Protocol: corrected" in page.text
 
 
+def test_the_text_is_counted_by_domain(built_report: Built, page: Page) -> None:
+    rows = table(built_report, "text")
+    for split in ("train", "val"):
+        whole, *domains = [row for row in rows if row[0] == split]
+        assert whole[1] == "all" and len(domains) >= 2
+        for column in (2, 3, 4):
+            assert number(whole[column]) == sum(number(row[column]) for row in domains)
+    assert "41 documents were read" in page.text and "2 taken out" in page.text and "1 not JSON" in page.text
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_dead_neurons_and_the_features_densities_are_drawn(built_report: Built, page: Page) -> None:
+    tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
+    assert any("(dead neurons, %)" in tip for tip in tips)
+    assert "crate-1l code-l0-1x: 2 features fire on 3.2 % of tokens or more" in tips
+    densities = all_tables(gather(built_report.sweep.settings, built_report.sweep.inputs))["sae_densities"]
+    assert [row["n_features"] for row in densities if row["cell"] == "crate-1l"] == [1, 2]
+
+
+def test_published_scores_of_features_stand_at_our_features_bars(page: Page) -> None:
+    tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
+    assert "GPT-2 SAE 16x, Bai & Ma 2025, 2L layer 1: 10.7" in tips
+
+
 def test_the_autoencoders_table_says_how_much_loss_they_cost(built_report: Built) -> None:
     assert "+0.1000" in table(built_report, "saes")[0]
 
