@@ -16,7 +16,7 @@ from pipeline.errors import ArtifactError
 from tests.s3 import BUCKET, s3_server
 from tests.unit import activation_cases as cases
 
-PLACE = f"s3://{BUCKET}/store"
+PLACE = f"s3://{BUCKET}/activations"  # a process keeps its connections by address: no other test has this one
 
 
 def hashes(folder: Path) -> list[str]:
