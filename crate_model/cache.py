@@ -1,11 +1,12 @@
 """What generation remembers of earlier positions. The interface is transformers' `Cache`, so its caches fit here too."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable  # shape checks in tests look at it
 class KeyValueCache(Protocol):
     """Grows by the new positions' keys and values, (batch, head, t, d_head), and returns all seen so far."""
 

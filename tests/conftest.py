@@ -14,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pipeline import runtime
 from pipeline.config import RuntimeConfig
+from tests import shape_checks
 
+shape_checks.switch_on()
 runtime.quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -1,7 +1,9 @@
 """torch.compile takes the whole model, loss and gradients included, as one graph, and gives the same numbers."""
 
 import shutil
+from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 import torch
 
@@ -10,6 +12,14 @@ from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+
+
+@pytest.fixture(autouse=True)
+def without_shape_checks() -> Iterator[None]:
+    """The compiler cannot look into the checks that tests/shape_checks.py puts around every function."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(
