@@ -64,7 +64,7 @@ def load_config(folder: Path | str) -> ModelConfig:
     if description.get("model_type") != MODEL_TYPE:
         raise ValueError(
             f"{folder / CONFIG_FILE} says model_type {description.get('model_type')!r}, not {MODEL_TYPE!r}: "
-            "load it with transformers, or convert it first (crate_model.gpt2_weights)"
+            "load it with transformers, or convert it first (crate_model.hf.from_gpt2)"
         )
     return ModelConfig(
         **{field.name: description[field.name] for field in fields(ModelConfig) if field.name in description}

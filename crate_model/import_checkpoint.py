@@ -60,8 +60,12 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} cannot be read as a checkpoint ({first_line}): {expected}") from error
     if not isinstance(content, Mapping) or not {"model", "model_args"} <= content.keys():
         raise ValueError(f"{path} holds no `model` and `model_args`: {expected}")
-    weights = {_without_prefixes(name): tensor.float() for name, tensor in content["model"].items()}
-    return content["model_args"], weights
+    weights, arguments = content["model"], content["model_args"]
+    if not isinstance(weights, Mapping) or not isinstance(arguments, Mapping):
+        raise ValueError(f"{path}: its `model` or `model_args` is no dict: {expected}")
+    if foreign := [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path}: `model` holds what is no tensor ({', '.join(foreign[:4])}): {expected}")
+    return arguments, {_without_prefixes(str(name)): tensor.float() for name, tensor in weights.items()}
 
 
 def _without_prefixes(name: str) -> str:
@@ -88,9 +92,8 @@ def _config(
 
 
 def _load(model: LanguageModel, weights: Mapping[str, Tensor], path: Path) -> None:
-    if not torch.equal(
-        weights.get("lm_head.weight", weights["transformer.wte.weight"]), weights["transformer.wte.weight"]
-    ):
+    table = weights.get("transformer.wte.weight")
+    if table is not None and not torch.equal(weights.get("lm_head.weight", table), table):
         raise ValueError(f"{path} has a head that is not tied to its token table: such a model is not supported")
     translated, unknown = {}, []
     for name, tensor in weights.items():

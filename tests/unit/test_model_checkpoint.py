@@ -42,7 +42,7 @@ def test_what_is_no_checkpoint_is_refused_in_words(model: LanguageModel, tmp_pat
     with pytest.raises(ValueError, match=r"does not fit.*blocks\.2"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="model_type 'gpt2'"):
+    with pytest.raises(ValueError, match=r"model_type 'gpt2'.*crate_model\.hf\.from_gpt2"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
@@ -117,9 +117,14 @@ def damaged() -> dict[str, object]:
     no_arguments = {**published(CRATE), "model_args": {"n_layer": 2}}
     state_dict = published(CRATE)["model"]
     code = {**published(CRATE), "config": {"run": pickle.loads}}
+    empty, no_dict = ({**published(CRATE), "model": model} for model in ({}, [torch.zeros(3)]))
+    no_tensor = published(CRATE)
+    no_tensor["model"]["transformer.wte.weight"] = [0.0]
     return {
         "not tied": untied, "weights do not fit": missing, "do not fit": misshapen, "rotary": foreign,
         "complete dictionary": complete, "model_args": no_arguments, "holds no `model`": state_dict, "cannot be read": code,
+        r"do not fit its model_args \(embed": empty, "`model_args` is no dict": no_dict,
+        "no tensor .transformer.wte.weight": no_tensor,
     }  # fmt: skip
 
 
