@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import os
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -10,37 +11,28 @@ from rich.table import Table
 
 from crate_model.flops import count_parameters, six_n_flops_per_token, train_flops_per_token
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.config_load import Cell, LoadedConfig
 from pipeline.dag import Plan, training_flops, why_made
+from pipeline.forecast.assumed import Assumed
+from pipeline.forecast.machine import Rates
+from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
+from pipeline.forecast.sweep import forecast
+from pipeline.forecast.table import as_json
+from pipeline.interpret.estimate import judge_plan
 from pipeline.progress import amount, duration
+from pipeline.tokens.estimate import estimate
 
-TYPICAL_UTILISATION = 0.4  # of this machine's matrix-product rate, where the store holds no measured training yet
+JUDGED = ("interpret", "interpret_features")
 
 
-def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact]) -> dict[str, Any]:
-    """The plan as JSON: `cells` (one object a model) and `steps` (what is kept or made, and why)."""
-    rate = training_rate(store)
-    cells = []
-    for cell in plan.cells:
-        model, names = cell.config.model, [step.name for step in plan.of_cell(cell.name)]
-        size = count_parameters(model)
-        made = [name for name in names if name not in kept]
-        trains = f"{cell.name}/pretrain" in made
-        cells.append(
-            {
-                "name": cell.name,
-                "architecture": model.architecture,
-                "n_layer": model.n_layer,
-                "d_model": model.d_model,
-                "n_params": size.total_without_positions,
-                "n_params_non_embedding": size.non_embedding,
-                "train_flops_per_token": train_flops_per_token(model),
-                "six_n_flops_per_token": six_n_flops_per_token(model),
-                "train_tokens": cell.config.pretrain.total_tokens,
-                "training_seconds": training_flops(cell) / rate if trains else 0.0,
-                "status": "kept" if not made else "make" if len(made) == len(names) else "partly made",
-                "to_make": [name.partition("/")[2] for name in made],
-            }
-        )
+def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assumed) -> dict[str, Any]:
+    """The plan as JSON: `cells` (one object a model), `steps` (what is kept or made, and why), `tokens`, and for the machine
+    that is assumed the `forecast` and the `totals` of what is yet to be made.
+    """
+    tokens = estimate(plan.loaded.config.tokens, os.cpu_count() or 1, kept.get("tokens"))
+    found = forecast(_with_text(plan.loaded, tokens), assumed.machine, kept=kept)
+    rate = assumed.machine.peak_flops * Rates().train_utilisation
+    cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
     steps = [
         {
             "name": step.name,
@@ -53,39 +45,72 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact]) -> dict[str, 
     return {
         "name": plan.name,
         "store": store.place,
+        "assumed": assumed.said,
+        "device": assumed.device,
         "training_flops_per_second": rate,
+        "tokens": tokens,
         "cells": cells,
         "steps": steps,
+        "forecast": as_json(found),
+        "totals": _totals(cells, tokens, "tokens" in kept),
     }
 
 
-def training_rate(store: Store) -> float:
-    """True training FLOPs a second: of the newest training in this store, else guessed from a short matrix product."""
-    measured = [
-        (facts["started"], facts["training_flops_per_second"])
-        for artifact in store.all_of("pretrain")
-        if "training_flops_per_second" in (facts := artifact.manifest.provenance)
-    ]
-    return max(measured)[1] if measured else TYPICAL_UTILISATION * _matrix_product_rate()
+def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, workers: int) -> dict[str, Any]:
+    config, model, names = cell.config, cell.config.model, [step.name for step in plan.of_cell(cell.name)]
+    size = count_parameters(model)
+    made = [name for name in names if name not in kept]
+    to_make = [name.partition("/")[2] for name in made]
+    stored, windows = stored_bytes(config), config.runtime.micro_batch or 1
+    precision = config.pretrain.precision
+    return {
+        "name": cell.name,
+        "architecture": model.architecture,
+        "n_layer": model.n_layer,
+        "d_model": model.d_model,
+        "n_params": size.total_without_positions,
+        "n_params_non_embedding": size.non_embedding,
+        "train_flops_per_token": train_flops_per_token(model),
+        "six_n_flops_per_token": six_n_flops_per_token(model),
+        "train_tokens": config.pretrain.total_tokens,
+        "train_flops": training_flops(cell),
+        "training_seconds": training_flops(cell) / rate if "pretrain" in to_make else 0.0,
+        "gpu_bytes": {f"zero_{n}": gpu_bytes(model, precision, n, workers, windows) for n in ZERO_STAGES},
+        "judge": asdict(judge_plan(config)) if any(stage in JUDGED for stage in to_make) else None,
+        "disk_bytes": sum(stored[stage] for stage in to_make if stage in stored),
+        "training_checkpoint_bytes": stored["training_checkpoints"] if "pretrain" in to_make else 0,
+        "status": "kept" if not made else "make" if len(made) == len(names) else "partly made",
+        "to_make": to_make,
+    }
 
 
-def _matrix_product_rate() -> float:
-    import torch
+def _with_text(loaded: LoadedConfig, tokens: dict[str, Any]) -> LoadedConfig:
+    """The configuration, told how much text it has: the forecast reckons with `tokens.expected_text_bytes`."""
+    n_bytes = tokens.get("text_bytes") or sum(split["n_bytes"] for split in tokens.get("splits", {}).values())
+    config = loaded.config.tokens.model_copy(update={"expected_text_bytes": n_bytes})
+    tree = loaded.tree | {"tokens": loaded.tree.get("tokens", {}) | {"expected_text_bytes": n_bytes}}
+    return replace(loaded, config=loaded.config.model_copy(update={"tokens": config}), tree=tree)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    n, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
+
+def _totals(cells: list[dict[str, Any]], tokens: dict[str, Any], has_tokens: bool) -> dict[str, Any]:
+    judges = [cell["judge"] for cell in cells if cell["judge"]]
+    most = max((cell["training_checkpoint_bytes"] for cell in cells), default=0)
+    return {
+        "train_flops": sum(cell["train_flops"] for cell in cells if "pretrain" in cell["to_make"]),
+        "disk_bytes": sum(cell["disk_bytes"] for cell in cells) + (0 if has_tokens else tokens["stored_bytes"]),
+        "training_checkpoint_bytes": most,
+        "judge_calls": sum(j["explanations"] + j["simulations"] + j["simulations_of_controls"] for j in judges),
+        "judge_tokens_in": sum(judge["tokens_in"] for judge in judges),
+        "judge_tokens_out": sum(judge["tokens_out"] for judge in judges),
+        "judge_price": sum(judge["price"] for judge in judges),
+        "judged_by_llm": any(judge["by_llm"] for judge in judges),
+    }
 
 
 def print_plan(rows: dict[str, Any], console: Console) -> None:
     table = Table(title=f"Plan of {rows['name']}", title_justify="left")
-    for column in ("cell", "parameters", "non-embedding", "FLOPs a token", "6N says", "tokens", "training", "status"):
+    sizes = ("parameters", "non-embedding", "FLOPs a token", "6N says", "tokens", "training", "GB, ZeRO 0 to 3")
+    for column in ("cell", *sizes, "status"):
         table.add_column(column, justify="left" if column in ("cell", "status") else "right")
     for cell in rows["cells"]:
         status = cell["status"] + ("" if cell["status"] != "partly made" else ": makes " + ", ".join(cell["to_make"]))
@@ -97,6 +122,7 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
             amount(cell["six_n_flops_per_token"]),
             amount(cell["train_tokens"]),
             duration(cell["training_seconds"]) if cell["training_seconds"] else "-",
+            " ".join(f"{n_bytes / 1e9:.2g}" for n_bytes in cell["gpu_bytes"].values()),
             status,
         )
     console.print(table)
@@ -109,8 +135,43 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
         reasons.setdefault(step["why"], []).append(step["name"])
     for why, names in reasons.items():
         console.print(f"  {why}: {', '.join(names)}", highlight=False)
-    total = sum(cell["training_seconds"] for cell in rows["cells"])
-    console.print(
-        f"Training alone takes about {duration(total)} of one device at {amount(rows['training_flops_per_second'])}FLOP/s.",
-        highlight=False,
+    for line in _told(rows):
+        console.print(line, highlight=False)
+
+
+def _told(rows: dict[str, Any]) -> list[str]:
+    """Tokens, judge, disk, time and what they rest on, a line each."""
+    tokens, totals, found = rows["tokens"], rows["totals"], rows["forecast"]
+    lines = []
+    for split, counts in tokens.get("splits", {}).items():
+        domains = ", ".join(f"{name} {amount(own['n_tokens'])}" for name, own in counts["domains"].items())
+        lines.append(
+            f"Tokens, {split}: {amount(counts['n_tokens'])} of {counts['n_documents']:,} documents ({domains})"
+        )
+    if not lines:
+        problem = f" ({tokens['problem']}: reckoned with tokens.expected_text_bytes)" if tokens["problem"] else ""
+        made = (
+            f"{amount(tokens['tokens'])} of {_gb(tokens['text_bytes'])} of text, {_gb(tokens['stored_bytes'])} stored"
+        )
+        hours = f"{duration(3600 * tokens['hours'])} on {tokens['cores']} cores like these"
+        lines.append(f"Tokens: about {made}, {hours}{problem}")
+    if totals["judge_calls"]:
+        price = f", price {totals['judge_price']:,.2f}" if totals["judge_price"] else ""
+        sent = f": {amount(totals['judge_tokens_in'])} tokens in, {amount(totals['judge_tokens_out'])} out{price}"
+        lines.append(
+            f"Judge: {amount(totals['judge_calls'])} calls" + (sent if totals["judged_by_llm"] else ", by no LLM")
+        )
+    lines.append(
+        f"Disk: {_gb(totals['disk_bytes'])} of artifacts at most, and {_gb(totals['training_checkpoint_bytes'])} for each "
+        "training under way"
     )
+    lines.append(f"Training: {totals['train_flops']:.3g} true FLOPs")
+    lines.append(
+        f"All stages: {found['hours']:.3g} hours, {found['gpu_hours']:.3g} {rows['device']}-hours "
+        f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {', '.join(found['critical_path'])}"
+    )
+    return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast/machine.py"]
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.3g} GB"

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", default="report", metavar="STAGE", help="make the steps up to this stage only, e.g. tokens"
     )
-    parser.add_argument("--max-gpu-hours", type=float, help="refuse to start a sweep that would train longer than this")
+    parser.add_argument("--max-gpu-hours", type=float, help="refuse to start a sweep that would take more than this")
+    parser.add_argument("--gpu", default="", help="that the plan is for, e.g. H200; else the one found here")
+    parser.add_argument("--gpus", type=int, default=0, help="how many of them")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,21 +69,24 @@ def run(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         console = Console(soft_wrap=True, width=LOG_WIDTH)
     if options.plan or options.max_gpu_hours is not None:
-        rows = _plan_rows(loaded)
+        rows = _plan_rows(loaded, options)
         _refuse_above(options.max_gpu_hours, rows)
         if options.plan:
             return _show_plan(rows, options.json, console)
+        console.print(f"{rows['forecast']['gpu_hours']:.3g} GPU-hours forecast: {rows['assumed']}", highlight=False)
     return Sweep(loaded, console, options.until).run()
 
 
-def _plan_rows(loaded: LoadedConfig) -> dict[str, Any]:
+def _plan_rows(loaded: LoadedConfig, options: argparse.Namespace) -> dict[str, Any]:
     from pipeline.dag import kept, plan
+    from pipeline.forecast.assumed import assume
     from pipeline.plan import plan_rows
     from pipeline.runtime import open_store
 
     store = open_store(loaded.config.runtime.store)
     whole = plan(loaded)
-    return plan_rows(whole, store, kept(whole, store))
+    assumed = assume(options.gpu, options.gpus, only_gpus=options.max_gpu_hours is not None)
+    return plan_rows(whole, store, kept(whole, store), assumed)
 
 
 def _show_plan(rows: dict[str, Any], as_json: bool, console: Any) -> int:
@@ -95,13 +100,15 @@ def _show_plan(rows: dict[str, Any], as_json: bool, console: Any) -> int:
 
 
 def _refuse_above(max_gpu_hours: float | None, rows: dict[str, Any]) -> None:
-    hours = sum(cell["training_seconds"] for cell in rows["cells"]) / 3600
+    hours = rows["forecast"]["gpu_hours"]
     if max_gpu_hours is not None and hours > max_gpu_hours:
         from pipeline.errors import ResourceError
 
         raise ResourceError(
-            f"this sweep would train for about {hours:.1f} device-hours, more than --max-gpu-hours {max_gpu_hours}",
-            fix="Make the grid or pretrain.total_tokens smaller, or raise the limit. `--plan` shows each cell's share.",
+            f"this sweep would take about {hours:.3g} GPU-hours, all stages, more than --max-gpu-hours {max_gpu_hours} "
+            f"(assumed: {rows['assumed']})",
+            fix="Make the grid or pretrain.total_tokens smaller, name the cluster's --gpu and --gpus, or raise the limit. "
+            "`--plan` shows each cell's share.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from pipeline.config_load import LoadedConfig
@@ -54,24 +55,31 @@ class Forecast:
         return {stage: (work.seconds / HOUR, total[stage], work.bound) for stage, work in longest.items()}
 
 
-def forecast(loaded: LoadedConfig, machine: Machine, rates: Rates | None = None) -> Forecast:
-    """Plays the sweep with the workers and the cells side by side that it would choose on this cluster."""
+def forecast(
+    loaded: LoadedConfig, machine: Machine, rates: Rates | None = None, kept: Collection[str] = ()
+) -> Forecast:
+    """Plays the sweep with the workers and the cells side by side that it would choose on this cluster.
+
+    Steps of which the store has the artifact, `kept`, take nothing.
+    """
     whole = plan(loaded)
     resources = {"GPU": float(machine.gpus), "CPU": float(machine.cores)}
     runtime = resolve(loaded.config.runtime, resources, len(whole.cells))
     per_worker = runtime.gpus_per_worker if machine.gpus else 0.0
     costs = Costs(machine, rates or Rates(), runtime.workers_per_cell, per_worker)
-    tasks = tasks_of(whole, costs)
+    tasks = tasks_of(whole, costs, kept)
     timeline = play(tasks, machine.gpus, machine.cores, runtime.parallel_cells)
     return Forecast(machine, runtime.workers_per_cell, runtime.parallel_cells, timeline)
 
 
-def tasks_of(whole: Plan, costs: Costs) -> list[Task]:
+def tasks_of(whole: Plan, costs: Costs, kept: Collection[str] = ()) -> list[Task]:
     configs = {cell.name: cell.config for cell in whole.cells}
     tasks = []
     for name, step in whole.steps.items():
-        work = costs.of(step.stage.name, configs.get(step.cell, whole.loaded.config))
-        tasks.append(Task(name, step.cell, tuple(step.inputs.values()), work))
+        if name not in kept:
+            work = costs.of(step.stage.name, configs.get(step.cell, whole.loaded.config))
+            waits_for = tuple(other for other in step.inputs.values() if other not in kept)
+            tasks.append(Task(name, step.cell, waits_for, work))
     report = Work(0, 1, costs.rates.report_seconds, "one core")
     return [*tasks, Task("report", "", tuple(task.name for task in tasks), report)]
 

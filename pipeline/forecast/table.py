@@ -6,8 +6,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
-
 if TYPE_CHECKING:
     from pipeline.config_load import LoadedConfig
     from pipeline.forecast.sweep import Forecast
@@ -29,15 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def show(loaded: LoadedConfig, options: argparse.Namespace) -> int:
+    from pipeline.forecast.assumed import peak_of
     from pipeline.forecast.machine import GIGA, Machine, Rates
     from pipeline.forecast.sweep import best_split, forecast
-    from pipeline.pretrain.meter import peak_flops
 
-    peak = peak_flops(options.gpu)
-    if peak is None:
-        raise ConfigError(
-            f"no peak is known of a GPU called {options.gpu}", fix="Try A100, H100, H200, B200, L40S or A10."
-        )
+    peak = peak_of(options.gpu)
     cores = options.cores or 8 * options.gpus
     machine = Machine(options.gpus, cores, peak, bus_between=options.bus * GIGA, gpu_hour=options.gpu_hour)
     rates = Rates(train_utilisation=options.utilisation)
@@ -55,6 +49,7 @@ def as_json(found: Forecast) -> dict[str, Any]:
         "workers_per_cell": found.workers_per_cell,
         "hours": found.hours,
         "gpu_hours": found.gpu_hours,
+        "gpu_hours_at_work": found.timeline.gpu_seconds / 3600,
         "busy": found.busy,
         "price": found.price,
         "critical_path": found.timeline.critical_path(),

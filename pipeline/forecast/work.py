@@ -115,7 +115,7 @@ class Costs:
             seconds = (explanations + passes) * self.rates.judge_answer_seconds / config.runtime.judge_concurrency
             return Work(0, 1, self.rates.stage_start_seconds + seconds, "the endpoint's answers")
         flops = passes * self.rates.judge_flops_per_pass + explanations * self.rates.judge_flops_per_explanation
-        gpus = self.workers * max(1.0, self.gpus_per_worker)
+        gpus = min(self.machine.gpus, self.workers * max(1.0, self.gpus_per_worker))
         seconds = flops / self._flops(gpus, self.rates.forward_utilisation)
         return Work(gpus, self.workers, self.rates.stage_start_seconds + seconds, "judge calls")
 
