@@ -29,13 +29,18 @@ def artifact_of(store: Store, run: str, step: str) -> Artifact:
     recipes = planned(store, run)
     if step not in recipes:
         raise ArtifactError(f"the run {run!r} has no step {step!r}", fix=f"It has: {', '.join(recipes)}.")
-    recipe = recipes[step]
-    artifact = store.find(recipe["stage"], recipe["fingerprint"])
+    artifact = artifact_if_made(store, run, step)
     if artifact is None:
         raise ArtifactError(
             f"{step} of {run!r} is not made yet", fix="Run the sweep, or wait for it: `status` says how far it is."
         )
     return artifact
+
+
+def artifact_if_made(store: Store, run: str, step: str) -> Artifact | None:
+    """The artifact of one step of a run; None when it is not made yet or the run has no such step."""
+    recipe = planned(store, run).get(step)
+    return store.find(recipe["stage"], recipe["fingerprint"]) if recipe else None
 
 
 def show_status(store: Store, run: str) -> int:
@@ -70,15 +75,16 @@ def verify(store: Store, run: str) -> int:
     return 0
 
 
-def show_batch(store: Store, run: str, cell: str, step: int, as_json: bool) -> int:
-    """Print what training step `step` (from 0) of a cell saw: windows, documents with their origin and domain, text."""
+def show_batch(store: Store, run: str, cell: str | None, step: int, as_json: bool) -> int:
+    """Print what training step `step` (from 0) of a cell saw: windows, documents with their origin and domain, text.
+
+    The cell need not be named where all of the run take the same batches.
+    """
     from rich.console import Console
 
     from pipeline.tokens.inspect import batch_rows
 
-    recipe = planned(store, run).get(f"{cell}/pretrain")
-    if recipe is None:
-        raise ArtifactError(f"the run {run!r} has no cell {cell!r}", fix="`status` lists its steps.")
+    cell, recipe = _training(store, run, cell)
     settings = recipe["settings"]
     n_ctx = settings["model"]["n_ctx"]
     n_steps = settings["pretrain"]["total_tokens"] // settings["pretrain"]["batch_tokens"]
@@ -99,6 +105,22 @@ def show_batch(store: Store, run: str, cell: str, step: int, as_json: bool) -> i
             console.print(f"{document['tokens']} tokens of {origin} ({document['domain']})", style="cyan", markup=False)
         console.print(row["text"], markup=False, highlight=False)
     return 0
+
+
+def _training(store: Store, run: str, cell: str | None) -> tuple[str, dict[str, Any]]:
+    """A cell and the recipe of its training; without a name the longest, where all cells of the run take the same batches."""
+    steps = planned(store, run).items()
+    found = {name.removesuffix("/pretrain"): recipe for name, recipe in steps if name.endswith("/pretrain")}
+    if cell and cell not in found:
+        raise ArtifactError(f"the run {run!r} has no cell {cell!r}", fix=f"It has: {', '.join(found)}.")
+    named = {cell: found[cell]} if cell else found
+    settings = [recipe["settings"] for recipe in named.values()]
+    if len({(s["seed"], s["model"]["n_ctx"], s["pretrain"]["batch_tokens"]) for s in settings}) != 1:
+        raise ConfigError(
+            f"the {len(found)} cells of {run!r} do not take the same batches",
+            fix=f"Name one with --cell: {', '.join(found)}.",
+        )
+    return max(named.items(), key=lambda pair: pair[1]["settings"]["pretrain"]["total_tokens"])
 
 
 def import_checkpoint(

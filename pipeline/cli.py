@@ -73,7 +73,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    _cell_arguments(parser)
+    _run_arguments(parser)
+    parser.add_argument("--cell", help="e.g. crate-1l; none: where all cells of the run take the same batches")
     parser.add_argument("--step", type=int, required=True, help="training step, from 0")
     parser.add_argument("--json", action="store_true")
 
@@ -119,21 +120,29 @@ def _forecast(options: argparse.Namespace) -> int:
 
 def _neuron_arguments(parser: argparse.ArgumentParser) -> None:
     _cell_arguments(parser)
-    parser.add_argument("--layer", type=int, required=True, help="from 0")
+    parser.add_argument(
+        "--layer",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        required=True,
+        help="from 0; or a site's name, where a layer has several autoencoders, e.g. code-l0-1x",
+    )
     parser.add_argument("--index", "--neuron", dest="neuron", type=int, required=True, help="from 0")
     parser.add_argument("--features", action="store_true", help="a feature of the layer's sparse autoencoder instead")
     parser.add_argument("--excerpts", type=int, default=5, help="shown of each kind")
 
 
 def _neuron(options: argparse.Namespace) -> int:
-    from pipeline.browse import artifact_of
+    from pipeline.browse import artifact_if_made, artifact_of
     from pipeline.report.one_neuron import print_neuron
     from pipeline.runtime import open_store
 
     store, cell = open_store(options.store), options.cell
     records, scores = ("features", "interpret_features") if options.features else ("activations", "interpret")
-    steps = {"tokens": "tokens", "records": f"{cell}/{records}", "scores": f"{cell}/{scores}"}
+    steps = {"tokens": "tokens", "records": f"{cell}/{records}"}
     inputs = {role: artifact_of(store, options.run, step) for role, step in steps.items()}
+    judged = artifact_if_made(store, options.run, f"{cell}/{scores}")
+    if judged:
+        inputs["scores"] = judged
     print_neuron(inputs, options.layer, options.neuron, options.excerpts)
     return 0
 

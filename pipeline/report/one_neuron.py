@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.artifacts.records import Excerpt, Records
+import numpy as np
+
+from pipeline.artifacts.records import LAST_OCTAVE, Excerpt, Records, histogram_edges
 from pipeline.artifacts.scores import Scores
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
@@ -13,6 +15,7 @@ from pipeline.artifacts.vocabulary import token_strings
 from pipeline.report.text import METRICS
 
 SHADE = (194, 65, 13)  # of the strongest token
+BARS = "▁▂▃▄▅▆▇█"
 
 
 def print_neuron(inputs: Mapping[str, Artifact], layer: int | str, neuron: int, n_excerpts: int = 5) -> None:
@@ -25,6 +28,7 @@ def print_neuron(inputs: Mapping[str, Artifact], layer: int | str, neuron: int, 
     console = Console(highlight=False, soft_wrap=True)
     record = Records(inputs["records"]).neuron(layer, neuron)
     console.print(f"[bold]{record.site}, neuron {record.neuron}[/]  " + facts(record.statistics))
+    console.print("activations: " + histogram(record.statistics["histogram"]))
     for row in _scores(inputs.get("scores"), record.site, neuron):
         said = f"{100 * row['score']:.1f}" if row["score"] is not None else row["status"]
         console.print(
@@ -41,8 +45,27 @@ def print_neuron(inputs: Mapping[str, Artifact], layer: int | str, neuron: int, 
 
 def facts(statistics: Mapping[str, Any]) -> str:
     """A neuron's statistics in one line."""
-    active, maximum, mean = (statistics[name] for name in ("fraction_nonzero", "maximum", "mean"))
-    return f"fires on {100 * active:.3g} % of tokens, at most {maximum:.3g}, mean {mean:.3g}"
+    active, maximum = statistics["fraction_nonzero"], statistics["maximum"]
+    names = ("mean", "variance", "skewness", "kurtosis")  # the last two are null where the variance is 0
+    moments = [f"{name} {'-' if statistics[name] is None else format(statistics[name], '.3g')}" for name in names]
+    return f"fires on {100 * active:.3g} % of tokens, at most {maximum:.3g}, " + ", ".join(moments)
+
+
+def histogram(counts: Sequence[int]) -> str:
+    """The shares below zero and at zero, then a bar a power of two, as high as its share of the fullest one."""
+    total, positive = sum(counts), np.array(counts[2:])
+    shares = f"{100 * counts[0] / total:.3g} % below 0, {100 * counts[1] / total:.3g} % zero"
+    filled = np.flatnonzero(positive)
+    if not len(filled):
+        return shares
+    first, last = filled[0], filled[-1]
+    bars = "".join(_bar(count / positive.max()) for count in positive[first : last + 1])
+    edges = [*histogram_edges(), 2.0**LAST_OCTAVE][2:]
+    return f"{shares}, from {edges[first]:.2g} {bars} to {edges[last + 1]:.2g}, a bar for each doubling"
+
+
+def _bar(share: float) -> str:
+    return BARS[min(int(share * len(BARS)), len(BARS) - 1)] if share else " "
 
 
 def shaded(excerpt: Excerpt, split: TokenSplit, strings: list[str], maximum: float) -> Any:
