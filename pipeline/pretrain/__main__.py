@@ -99,9 +99,18 @@ def find_tokens(store: Store, config: Config) -> Artifact:
     if not found:
         raise ArtifactError(
             f"the store {config.runtime.store} has no tokens of this configuration",
-            fix="Make them first: `python -m pipeline tokens --config ...`, or any sweep of the same `tokens:`.",
+            fix="Make them first: `python pipeline/sweep.py --config ... --until tokens`, or any sweep of the same `tokens:`.",
         )
     return max(found, key=lambda artifact: artifact.manifest.version)
+
+
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}  # DeepSpeed reads them
 
 
 @contextmanager
@@ -113,20 +122,30 @@ def process_group(timeout_seconds: float) -> Iterator[Any]:
     on_gpu = torch.cuda.is_available()
     backend = "nccl" if on_gpu else "gloo"
     timeout = timedelta(seconds=timeout_seconds + 60)  # the watchdog is to speak first: it knows names
-    if "RANK" in os.environ:
+    alone = {} if "RANK" in os.environ else ALONE
+    if not alone:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
         if on_gpu:
             torch.cuda.set_device(device)
         dist.init_process_group(backend, timeout=timeout)
     else:
         device = torch.device("cuda" if on_gpu else "cpu")
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ.update(alone)  # DeepSpeed reads them
+        os.environ.update(alone)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield device
     finally:
-        dist.destroy_process_group()
+        _forget_group()
+        for name in alone:
+            del os.environ[name]
+
+
+def _forget_group() -> None:
+    """End the process group, in DeepSpeed's memory too: it would go on with the old one in the next."""
+    import deepspeed.comm
+    import torch.distributed as dist
+
+    (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
 
 
 @contextmanager

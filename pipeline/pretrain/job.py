@@ -7,7 +7,9 @@ the step's scratch folder and is kept there: the state to go on from, small note
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,12 @@ from pipeline.artifacts.store import Artifact
 from pipeline.config import PretrainConfig
 from pipeline.stage import Context
 
+logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"  # how the attempt ended: the summary, or the error that no restart can mend
-OPTIMIZER = "optimizer.json"  # what `auto` chose, so that every attempt trains with the same one
+OPTIMIZER = "optimizer_choice.json"  # what `auto` chose and why, so that every attempt trains with the same one
 MICRO_BATCH = "micro_batch.json"  # windows that may still be tried after the GPU's memory ran out
 HANG = "hang.json"  # the last sentence of a worker that waited too long for the others
+TOLD = "told.json"  # sentences that a person is to read, of all attempts
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class TrainingJob:
     tokens: Artifact
     out_folder: Path  # the driver's
     context: Context
+
+    @property
+    def named(self) -> str:
+        """The options by which the commands of `python -m pipeline` find this run."""
+        context = self.context
+        cell = context.step_name.rpartition("/")[0]
+        return shlex.join(["--run", context.run_name, "--cell", cell, "--store", context.store.place])
 
     @property
     def resume_folder(self) -> Path:
@@ -72,6 +83,13 @@ class TrainingJob:
             return None if data is None else json.loads(data)
         path = self.context.scratch / name
         return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+    def tell(self, sentence: str, level: int = logging.WARNING) -> None:
+        """Log a sentence and keep it for the step's progress line: a worker's log lies where nobody looks."""
+        logger.log(level, "%s", sentence)
+        told = self.read_note(TOLD) or []
+        if sentence not in told:
+            self.write_note(TOLD, [*told, sentence])
 
     def bring_resume_states(self) -> None:
         """Have here what other nodes kept of the run."""

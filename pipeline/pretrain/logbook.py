@@ -16,7 +16,7 @@ from pipeline.artifacts.checkpoint import write_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.pretrain.engine import Engine
-from pipeline.pretrain.job import TrainingJob
+from pipeline.pretrain.job import TOLD, TrainingJob
 from pipeline.pretrain.loop import Run, Stopped
 from pipeline.pretrain.meter import Meter
 from pipeline.pretrain.resume import BackgroundWriter, Snapshot
@@ -60,7 +60,7 @@ class Logbook:
     def start(self, run: Run) -> None:
         if self.writes:
             self.tracker.params({f"pretrain/{name}": value for name, value in self.facts.items()})
-            self.progress.start_at(run.counters.tokens)
+            self.progress.start_at(run.counters.tokens, self.job.read_note(TOLD) or [])
         self.meter.skip(run.counters.tokens)
 
     def after_step(self, run: Run) -> None:
@@ -74,7 +74,7 @@ class Logbook:
         save = last or leave or step % self.runtime.checkpoint_every_steps == 0
         keep = self.config.keep_log_spaced and step & (step - 1) == 0
         if log or validate or save or keep:
-            run.flush(self.engine)
+            run.flush(self.engine, self.job.named)
             self._log(run)
         if validate:
             self._validate(run)

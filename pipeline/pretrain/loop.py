@@ -52,10 +52,11 @@ class Run:
     def finished(self) -> bool:
         return self.counters.step >= self.total_steps
 
-    def flush(self, engine: Engine) -> None:
+    def flush(self, engine: Engine, named: str = "") -> None:
         """Fetch the losses of all steps since the last flush, averaged over the workers, into the curve.
 
-        Raises StageError at the first that is not finite. Collective: every worker calls it after the same step.
+        Raises StageError at the first that is not finite, with the command that shows its batch; `named` are that command's
+        options for this run. Collective: every worker calls it after the same step.
         """
         import torch
 
@@ -66,7 +67,7 @@ class Run:
         for (step, rate, norm, _), loss in zip(self.unread, losses, strict=True):
             finite_norm = math.isfinite(norm)
             if not math.isfinite(loss) or not (finite_norm or engine.loss_scale):
-                raise _diverged(step, loss, norm)
+                raise _diverged(step, loss, norm, named)
             row = (step, step * tokens_per_step, float(loss), rate, norm if finite_norm else None, None)
             for column, value in zip(self.curve.values(), row, strict=True):
                 column.append(value)
@@ -76,11 +77,12 @@ class Run:
         self.curve["val_loss"][-1] = loss
 
 
-def _diverged(step: int, loss: float, norm: float) -> StageError:
+def _diverged(step: int, loss: float, norm: float, named: str) -> StageError:
+    command = " ".join(filter(None, ["python -m pipeline inspect-batch", named, f"--step {step - 1}"]))
     return StageError(
         f"training diverged at step {step}: loss {loss:g}, gradient norm {norm:g}; it was batch {step - 1}",
-        fix=f"`python -m pipeline inspect-batch --step {step - 1}` shows that batch. Lower pretrain.learning_rate, raise "
-        "pretrain.warmup_steps, or set pretrain.skip_spikes: true.",
+        fix=f"`{command}` shows that batch. Lower pretrain.learning_rate, raise pretrain.warmup_steps, or set "
+        "pretrain.skip_spikes: true.",
         stage="pretrain",
     )
 

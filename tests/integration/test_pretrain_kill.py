@@ -114,5 +114,6 @@ def test_divergence_is_told_with_its_batch_and_not_tried_again(tmp_path: Path) -
     process = start(tmp_path)
     told = process.communicate(timeout=240)[0]
     assert process.returncode == 5
-    assert "diverged at step" in told and "inspect-batch" in told
+    named = f"python -m pipeline inspect-batch --run killed --cell crate-2l --store {tmp_path / 'store'} --step "
+    assert "diverged at step" in told and named in told
     assert os.environ.get("RANK") is None
