@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class ProgressState:
     done_at_start: float  # what an earlier attempt had done already: not counted in the rate
     updated: float
     facts: dict[str, Any] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)  # sentences that a person is to read once
 
     @property
     def rate(self) -> float:
@@ -53,9 +55,10 @@ class Progress:
         self.state = ProgressState(step, 0, total, unit, now, 0, now)
         self._written = 0.0
 
-    def start_at(self, done: float) -> None:
-        """Say that an earlier attempt did this much."""
+    def start_at(self, done: float, told: Iterable[str] = ()) -> None:
+        """Say that an earlier attempt did this much, and what a person is to read about it."""
         self.state.done = self.state.done_at_start = done
+        self.state.told = list(told)
         self._write()
 
     def update(self, done: float, **facts: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from pipeline.progress import ProgressState, duration, facts_text, progress_text
 if TYPE_CHECKING:
     from pipeline.execute import Result
 
+logger = logging.getLogger(__name__)
 LOG_EVERY_SECONDS = 20
 
 
@@ -25,6 +28,7 @@ class Watch:
         self.store, self.run_name, self.console = store, run_name, console
         self.began = time.time()
         self.ended_steps: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._logged = time.monotonic()
 
@@ -39,15 +43,19 @@ class Watch:
 
     def tick(self) -> None:
         if self.live:
+            self._tell(self._running())
             self.live.update(self._table())
         elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
             self._logged = time.monotonic()
+            self._tell(self._running())
             for state in self._running():
                 self.console.print(f"  {state.step}: {progress_text(state)}", highlight=False, soft_wrap=True)
 
     def ended(self, result: Result) -> None:
         self.ended_steps.add(result.step)
         state = read_progress(self.store, self.run_name).get(result.step)
+        if state and state.updated >= self.began:
+            self._tell([state])
         if result.artifact:
             facts = facts_text(state.facts) if state else ""
             mark, text = "[green]made[/]", f"{duration(result.seconds)}  {facts}"
@@ -56,6 +64,15 @@ class Watch:
         else:
             mark, text = "[red]failed[/]", result.error.what if result.error else ""
         self.console.print(f"{mark} [bold]{result.step}[/]  {text}", highlight=False, soft_wrap=True)
+
+    def _tell(self, states: Iterable[ProgressState]) -> None:
+        """Each sentence once, on the screen and in the driver's log."""
+        for state in states:
+            for sentence in state.told:
+                if (state.step, sentence) not in self._told:
+                    self._told.add((state.step, sentence))
+                    self.console.print(f"  {state.step}: {sentence}", highlight=False, soft_wrap=True, markup=False)
+                    logger.info("%s: %s", state.step, sentence)
 
     def _running(self) -> list[ProgressState]:
         states = read_progress(self.store, self.run_name).values()

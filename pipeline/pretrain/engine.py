@@ -51,6 +51,32 @@ def zero_stage(runtime: RuntimeConfig, model: ModelConfig, precision: str) -> in
     return runtime.zero_stage
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ConfigError for one that this device does not train in."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "pretrain.precision fp16 needs a GPU: DeepSpeed does not train in it on a CPU",
+            fix="Set pretrain.precision to bf16 or fp32.",
+        )
+
+
+def why_not_compiled(stage: int, device: torch.device) -> str:
+    """What keeps torch.compile from this model; empty when nothing does."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if stage == 3:
+        return "ZeRO 3 gathers weights inside the forward pass"
+    if device.type == "cuda":
+        return "" if has_triton() else "Triton is missing or does not know this GPU"
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler; install g++"
+    return ""
+
+
 class Engine:
     """A model in training on this process's device. Every process of the job builds one and calls the same verbs."""
 
@@ -72,7 +98,8 @@ class Engine:
         model.to(device)
         if runtime.activation_checkpointing:
             _recompute_blocks(model)
-        self.compiled = runtime.compile and self.stage < 3
+        self.not_compiled = why_not_compiled(self.stage, device) if runtime.compile else ""
+        self.compiled = runtime.compile and not self.not_compiled
         if self.compiled:
             model.compile()
         self.base = optimizers.build(optimizer, optimizers.parameter_groups(model, config.weight_decay), config)

@@ -6,15 +6,12 @@ so Ray's throttle on reports has nothing to throttle.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.pretrain.job import HANG, MICRO_BATCH, OUTCOME, TrainingJob
-
-logger = logging.getLogger(__name__)
 
 
 def fit(job: TrainingJob) -> None:
@@ -27,7 +24,7 @@ def fit(job: TrainingJob) -> None:
         _fit_once(job)
         if not job.read_note(OUTCOME).get("preempted"):
             return
-        logger.warning("%s: its node is taken away (%d of %d); moving", job.context.step_name, preemptions + 1, budget)
+        job.tell(f"its node is taken away ({preemptions + 1} of {budget}); moving")
     raise StageError(
         f"{job.context.step_name}: its nodes were taken away {budget + 1} times",
         fix="Run again to go on from the last checkpoint, on nodes that stay; or raise runtime.max_preemptions.",

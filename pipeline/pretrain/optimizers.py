@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,17 @@ class Choice:
     """The optimizer in use and, where `auto` chose, every candidate's milliseconds a step and why others were left out."""
 
     name: str
-    milliseconds: dict[str, float]
-    left_out: dict[str, str]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the tracker: the name and, where `auto` chose, its reasons."""
+        if not self.milliseconds:
+            return {"optimizer": self.name}
+        times = ", ".join(f"{name} {value:.3g}" for name, value in self.milliseconds.items())
+        left_out = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
+        return {"optimizer": self.name, "optimizer_milliseconds": times, "optimizer_left_out": left_out}
 
 
 def import_deepspeed() -> Any:

@@ -105,13 +105,13 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir()) if folder.is_dir() else []
 
 
-def newest(folder: Path) -> Path | None:
+def newest(folder: Path, tell: Callable[[str], None] = logger.warning) -> Path | None:
     """The newest whole snapshot; damaged ones are told and passed over. None: there is none."""
     for step in reversed(steps(folder)):
         path = folder / f"{step:010d}"
         if not (why := damage(path)):
             return path
-        logger.warning("passing over the checkpoint %s: %s; going on from the one before", path, why)
+        tell(f"passing over the checkpoint {path}: {why}; going on from the one before")
     return None
 
 

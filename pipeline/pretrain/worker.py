@@ -21,10 +21,11 @@ from pipeline.errors import ArtifactError, CrateError, ResourceError, StageError
 from pipeline.pretrain import optimizers, resume
 from pipeline.pretrain.batches import Batches, BatchPlan, plan_batches
 from pipeline.pretrain.cores import take_cores
-from pipeline.pretrain.engine import Engine, zero_stage
+from pipeline.pretrain.engine import Engine, check_precision, zero_stage
 from pipeline.pretrain.job import HANG, MICRO_BATCH, OPTIMIZER, OUTCOME, PretrainSettings, TrainingJob
 from pipeline.pretrain.logbook import Logbook, Wishes
 from pipeline.pretrain.loop import Run, Stopped, train
+from pipeline.pretrain.optimizers import Choice
 from pipeline.pretrain.resume import Counters, Snapshot
 from pipeline.pretrain.watchdog import Watchdog
 
@@ -60,6 +61,7 @@ def _train_in_memory(job: TrainingJob, device: torch.device, wishes: Wishes) -> 
     A single worker does so by itself. One of several leaves a note and fails, since the others wait for it in a collective:
     whoever started them starts them again.
     """
+    check_precision(job.settings.pretrain.precision, device)
     while True:
         plan = _plan(job, device)
         try:
@@ -102,9 +104,7 @@ def _note_smaller(job: TrainingJob, plan: BatchPlan, error: Exception) -> None:
             fix="Set runtime.activation_checkpointing: true, runtime.zero_stage: 3 or runtime.offload_optimizer: true.",
         ) from error
     smaller = plan.at_most(plan.micro_batch // 2).micro_batch
-    logger.warning(
-        "GPU memory does not suffice for a micro-batch of %d windows; going on with %d", plan.micro_batch, smaller
-    )
+    job.tell(f"GPU memory does not suffice for a micro-batch of {plan.micro_batch} windows; going on with {smaller}")
     job.write_note(MICRO_BATCH, smaller)
 
 
@@ -119,19 +119,22 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
         model.load_state_dict(snapshot.tensors["weights"])
     optimizer = _agreed_optimizer(job, model, device)
     with contextlib.ExitStack() as closing:
-        engine = Engine(model, settings.pretrain, runtime, device, plan.micro_batch, plan.accumulation, optimizer)
+        engine = Engine(model, settings.pretrain, runtime, device, plan.micro_batch, plan.accumulation, optimizer.name)
         closing.callback(engine.close)
+        if engine.not_compiled and dist.get_rank() == 0:
+            job.tell(f"runtime.compile is not followed, the model runs as it is: {engine.not_compiled}")
         run = Run(Counters(), {name: [] for name in CURVE_SCHEMA.names}, plan.total_steps)
         if snapshot:
             run = _restore(engine, snapshot, plan.total_steps)
             del snapshot
         facts = {
-            "optimizer": optimizer,
+            **optimizer.facts,
             "zero_stage": engine.stage,
             "world_size": plan.world_size,
             "micro_batch": plan.micro_batch,
             "accumulation": plan.accumulation,
             "compiled": engine.compiled,
+            "not_compiled": engine.not_compiled,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
         watchdog = _watchdog(job, plan.world_size)
@@ -142,7 +145,7 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
         logbook.start(run)
         train(engine, batches, settings.pretrain, run, logbook)
         weights = engine.full_state().get("weights")
-        return _export(job, run, weights, optimizer) if weights else {}
+        return _export(job, run, weights, optimizer.name) if weights else {}
 
 
 def _watchdog(job: TrainingJob, world_size: int) -> Watchdog | None:
@@ -158,7 +161,7 @@ def _agreed_snapshot(job: TrainingJob) -> Snapshot | None:
     found = ""
     if dist.get_rank() == 0:
         job.bring_resume_states()
-        found = getattr(resume.newest(job.resume_folder), "name", "")
+        found = getattr(resume.newest(job.resume_folder, job.tell), "name", "")
     name = _from_rank_0(found)
     if not name:
         return None
@@ -190,25 +193,29 @@ def _restore(engine: Engine, snapshot: Snapshot, total_steps: int) -> Run:
     return Run(counters, snapshot.curve, total_steps)
 
 
-def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.device) -> str:
+def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.device) -> Choice:
     """The optimizer that was asked for; for `auto`, what rank 0 measures as the fastest, in this and all later attempts."""
     runtime, config = job.context.runtime, job.settings.pretrain
     offload = runtime.offload_optimizer
     if runtime.optimizer != "auto":
         optimizers.require(runtime.optimizer, device.type, offload)
-        return runtime.optimizer
-    name = ""
+        return Choice(runtime.optimizer)
+    choice = None
     if dist.get_rank() == 0:
-        name = job.read_note(OPTIMIZER) or ""
-        if not name or optimizers.missing(name, device.type, offload)[0]:
+        noted = job.read_note(OPTIMIZER)
+        choice = Choice(**noted) if noted else None
+        if choice is None or optimizers.missing(choice.name, device.type, offload)[0]:
             shapes = [tuple(parameter.shape) for parameter in model.parameters()]
             if stage := zero_stage(runtime, job.settings.model, config.precision):
                 n_values = sum(parameter.numel() for parameter in model.parameters())
                 shapes = [(-(-n_values // dist.get_world_size()),)] if stage else shapes
             choice = optimizers.choose(shapes, config, device, offload)
-            logger.info("optimizer %s; milliseconds a step %s; left out %s", *vars(choice).values())
-            job.write_note(OPTIMIZER, name := choice.name)
-    return _from_rank_0(name)
+            job.write_note(OPTIMIZER, vars(choice))
+            told = (
+                "optimizer {optimizer}; milliseconds a step: {optimizer_milliseconds}; left out: {optimizer_left_out}"
+            )
+            job.tell(told.format(**choice.facts), logging.INFO)
+    return _from_rank_0(choice)
 
 
 def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from training_world import make_job, make_tokens, with_runtime
 from crate_model.model import LanguageModel
 from pipeline.artifacts.storage import Storage
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.pretrain import loop
+from pipeline.pretrain import loop, resume
 from pipeline.pretrain.__main__ import process_group
-from pipeline.pretrain.job import HANG, MICRO_BATCH, OUTCOME, TrainingJob
+from pipeline.pretrain.job import HANG, MICRO_BATCH, OPTIMIZER, OUTCOME, TrainingJob
 from pipeline.pretrain.logbook import Wishes
 from pipeline.pretrain.stage import finish
 from pipeline.pretrain.watchdog import EXIT_HUNG
 from pipeline.pretrain.worker import work
+from pipeline.progress import read_progress
+from pipeline.tracking import TrackerSpec
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,11 @@ def train(job: TrainingJob) -> dict[str, Any]:
     return job.read_note(OUTCOME)
 
 
+def told(job: TrainingJob) -> list[str]:
+    """What the driver shows of a job beside its progress."""
+    return read_progress(job.context.store, "test")[job.context.step_name].told
+
+
 def losses(job: TrainingJob) -> np.ndarray:
     return pq.read_table(job.out_folder / "curve.parquet")["loss"].to_numpy()
 
@@ -82,6 +89,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_is_remembered(
     monkeypatch.setattr(LanguageModel, "forward", with_little_memory)
     assert "summary" in train(job)
     assert job.read_note(MICRO_BATCH) == 2
+    assert [sentence.split()[-1] for sentence in told(job)] == ["4", "2"]
     np.testing.assert_array_equal(losses(job), losses(small))
 
 
@@ -109,6 +117,50 @@ def test_spikes_are_left_out_and_counted_and_gone_on_from(
     assert "stopped as asked" in halved.read_note(OUTCOME)["error"]["what"]
     assert train(halved)["summary"]["skipped_steps"] == summary["skipped_steps"]
     np.testing.assert_array_equal(losses(halved), losses(whole))
+
+
+def test_a_torn_checkpoint_is_told_to_the_person(root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.pretrain.logbook.ASK_EVERY_SECONDS", 0.0)
+    job = with_runtime(make_job(root, tokens, "torn"), optimizer="torch_fused")
+    asked = iter(range(1000))
+    work(job, CPU, Wishes(stop=lambda: next(asked) == 20))
+    torn = max(job.resume_folder.iterdir())
+    (torn / resume.STATE).write_text("{")
+    assert "summary" in train(job)
+    (sentence,) = told(job)
+    assert str(torn) in sentence and resume.STATE in sentence
+
+
+def test_what_auto_measured_is_kept_for_the_person_and_the_tracker(root: Path, tokens: Artifact) -> None:
+    job = with_runtime(make_job(root, tokens, "auto"), optimizer="auto")
+    spec = TrackerSpec("sqlite:///unused", "pretrain", "auto", str(root / "spool"))
+    work(replace(job, context=replace(job.context, tracker=spec)), CPU, Wishes())
+    chosen = job.read_note(OPTIMIZER)
+    assert chosen["milliseconds"][chosen["name"]] > 0 and "CUDA" in chosen["left_out"]["apex"]
+    (sentence,) = told(job)
+    assert chosen["name"] in sentence and "apex" in sentence
+    lines = [json.loads(line) for path in (root / "spool").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    params = next(line["params"] for line in lines if "params" in line)
+    assert "torch " in params["pretrain/optimizer_milliseconds"]
+    assert "apex: " in params["pretrain/optimizer_left_out"]
+
+
+@pytest.mark.parametrize("why", ["ZeRO 3", "C++ compiler"])
+def test_a_model_that_is_not_compiled_after_all_is_told(
+    root: Path, tokens: Artifact, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "C++ compiler":
+        monkeypatch.setenv("PATH", "")
+    stage = 3 if why == "ZeRO 3" else 0
+    job = with_runtime(make_job(root, tokens, f"compile-{stage}"), compile=True, zero_stage=stage)
+    assert "summary" in train(job)
+    (sentence,) = told(job)
+    assert "runtime.compile is not followed" in sentence and why in sentence
+
+
+def test_fp16_without_a_gpu_is_refused_at_once_and_not_tried_again(root: Path, tokens: Artifact) -> None:
+    error = train(make_job(root, tokens, "fp16", precision="fp16"))["error"]  # an outcome, so that nobody tries again
+    assert error["type"] == "ConfigError" and "bf16" in error["fix"]
 
 
 def test_a_frozen_worker_is_named_and_ends_the_wait(root: Path) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from pipeline.artifacts.store import Store
+from pipeline.execute import Result
 from pipeline.progress import Progress, ProgressState, amount, duration, progress_text, read_progress
+from pipeline.watch import LOG_EVERY_SECONDS, Watch
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -16,6 +23,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     state = read_progress(store, "run")["crate-1l/pretrain"]
     assert (state.done, state.total, state.facts) == (100, 100, {"loss": 5.25})
     assert read_progress(store, "absent") == {}
+
+
+def test_a_sentence_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, out = Store(tmp_path), io.StringIO()
+    caplog.set_level(logging.INFO)
+    with Watch(store, "run", Console(file=out, width=200)) as watch:
+        progress = Progress(store, "run", "crate-1l/pretrain", 100, "tokens")
+        progress.start_at(0, ["the checkpoint [5] is torn"])
+        for _ in range(2):
+            watch._logged = -LOG_EVERY_SECONDS
+            watch.tick()
+        watch.ended(Result("crate-1l/pretrain"))
+    assert out.getvalue().count("crate-1l/pretrain: the checkpoint [5] is torn") == 1
+    assert caplog.text.count("torn") == 1
 
 
 def test_the_rate_leaves_out_what_an_earlier_attempt_did() -> None:
