@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from tests.e2e.sweeps import planned, sweep
 
 
@@ -74,6 +75,23 @@ def test_a_flipped_byte_is_told_and_nothing_is_built_on_it(swept: Path) -> None:
         assert len(result.stderr.strip().splitlines()) == 2
     finally:
         shard.write_bytes(whole)
+
+
+def test_a_neuron_of_the_sweep_is_shown(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_run = ("--run", "tiny", "--store", str(swept.parent / "store"), "--cell", "gpt2-1l")
+    assert main(["neuron", *of_run, "--layer", "0", "--index", "17"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("code-l0, neuron 17  fires on ") and "kurtosis" in told
+    assert "Anthropic: " in told and "top, 64 tokens" in told
+
+
+def test_a_batch_of_the_sweep_is_shown_without_a_cell(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_run = ("--run", "tiny", "--store", str(swept.parent / "store"))
+    assert main(["inspect-batch", *of_run, "--step", "49", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 4 and all(sum(d["tokens"] for d in row["documents"]) == 64 for row in rows)
+    assert main(["inspect-batch", *of_run, "--step", "50"]) == 2
+    assert "steps 0 to 49" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
