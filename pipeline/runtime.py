@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -179,6 +180,8 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor_name(),
+        "gpu": gpu_names(),
+        "cuda": sys.modules["torch"].version.cuda if "torch" in sys.modules else None,
         "git": git_revision(),
         "versions": {name: package_version(name) for name in packages},
     }
@@ -210,6 +213,17 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def gpu_names() -> str | None:
+    """This machine's GPUs as their driver names them; asking it takes no memory on them, as asking torch would."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")
+    counts = {name.strip(): names.count(name) for name in names if name.strip()}
+    return ", ".join(f"{count} x {name}" for name, count in counts.items()) or None
 
 
 def has_module(name: str) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from crate_model.flops import count_parameters
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.dag import Plan, training_flops
+from pipeline.dag import Plan, report_step, training_flops
 from pipeline.execute import Result
-from pipeline.runtime import git_revision, package_version
+from pipeline.report.study import READING, TRAINING, gather
+from pipeline.runtime import provenance
 from pipeline.stage import canonical
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep
@@ -41,11 +43,7 @@ class SweepTracking:
         folder = store.run_folder(plan.name)
         remote = f"{store.place}/runs/{plan.name}/mlflow-spool" if store.storage else ""
         runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool", remote)
-        tags = {
-            "git": git_revision() or "",
-            "ray": package_version("ray") or "",
-            "torch": package_version("torch") or "",
-        }
+        tags = machine_tags()
         parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
         cells = {"": parent}
         tokens = {"name": "tokens", "digest": plan.steps["tokens"].fingerprint, "context": "training"}
@@ -75,7 +73,12 @@ class SweepTracking:
     def finish(self, report: Artifact | None, missing: dict[str, str]) -> None:
         """Log what belongs to the sweep as a whole: the scaling curve and the report's figures and tables."""
         self.finished = True
-        rows = [row for cell in self.plan.cells if (row := self._scaling_row(cell.name, missing))]
+        varying = gather(report_step(self.plan, {}, missing).settings, {}).by_name
+        rows = []
+        for cell in self.plan.cells:
+            if row := self._scaling_row(cell.name, missing):
+                values = varying[cell.name].reading
+                rows.append(row | {"variant": _label(values, TRAINING), "judged": _label(values, READING)})
         self.runs.log_scaling(self.parent, rows)
         if report:
             self.runs.log_files(self.parent, report, (".png", ".parquet", ".csv", "index.html"))
@@ -87,6 +90,10 @@ class SweepTracking:
         evaluate = self.plan.steps[f"{cell}/evaluate"]
         facts = self.store.get("pretrain", pretrain.fingerprint).summary
         measured = self.store.get("evaluate", evaluate.fingerprint).summary
+        scores = {}
+        if (interpret := self.plan.steps.get(f"{cell}/interpret")) and f"{cell}/interpret" not in missing:
+            found = self.store.get("interpret", interpret.fingerprint).summary["metrics"]
+            scores = {metric: values["mean"] for metric, values in found.items() if values["mean"] is not None}
         return {
             "cell": cell,
             "run_id": self.cells[cell].run_id,
@@ -95,6 +102,7 @@ class SweepTracking:
             "n_params_non_embedding": facts["n_params_non_embedding"],
             "val_loss": measured["val_loss"],
             "bits_per_byte": measured["bits_per_byte"],
+            "scores": scores,
         }
 
     def _close(self) -> None:
@@ -103,6 +111,19 @@ class SweepTracking:
             status = "FAILED" if bad else "FINISHED" if self.finished else "KILLED"
             self.runs.finish(spec, status)
         self.runs.close()
+
+
+def machine_tags() -> dict[str, str]:
+    """Where and with what a sweep's driver runs: what a run is searched by later. Its workers' are in the manifests."""
+    facts = provenance()
+    versions = facts.pop("versions")
+    return {key: str(value or "") for key, value in {**facts, **versions}.items()}
+
+
+def _label(values: Mapping[str, Any], sections: tuple[str, ...]) -> str:
+    """Values that tell a curve from others, as a part of a metric's name."""
+    texts = (f"{key.rpartition('.')[2]}_{value}" for key, value in values.items() if key.startswith(sections))
+    return re.sub(r"[^\w.-]+", "_", "_".join(texts))
 
 
 def _shown(config: Any) -> dict[str, Any]:

@@ -84,19 +84,24 @@ class TrackedSweep:
         self._tracker(spec).checkpoint(name, artifact.folder.resolve(), artifact.fingerprint, facts)
 
     def log_scaling(self, parent: TrackerSpec, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The scaling curve as metrics `val_loss_<architecture>` whose step is the parameter count, so that the tracking
-        server's own chart of the metric is the scaling plot. Replicas of a size are averaged.
+        """Scaling curves as metrics `val_loss_<architecture>` and `score_<metric>_<architecture>` whose step is the parameter
+        count, so that the tracking server's own chart of the metric is the scaling plot. Replicas of a size are averaged.
 
-        `rows` have `architecture`, `n_params`, `n_params_non_embedding`, `val_loss`.
+        `rows` have `architecture`, `n_params`, `n_params_non_embedding`, `val_loss`, and where there are any `scores` by metric,
+        the `variant` of the training and how the model was `judged`, which are part of the curves' names.
         """
+        curves: dict[tuple[str, int], list[float]] = {}
+        for row in rows:
+            series = "_".join(filter(None, (row["architecture"], row.get("variant"))))
+            values = {f"val_loss_{series}": row["val_loss"]}
+            judged = "_".join(filter(None, (series, row.get("judged"))))
+            values |= {f"score_{metric}_{judged}": score for metric, score in row.get("scores", {}).items()}
+            for name, value in values.items():
+                curves.setdefault((name, row["n_params"]), []).append(value)
+                curves.setdefault((f"{name}_by_non_embedding", row["n_params_non_embedding"]), []).append(value)
         tracker = self._tracker(parent)
-        for suffix in ("", "_non_embedding"):
-            sizes: dict[tuple[str, int], list[float]] = {}
-            for row in rows:
-                sizes.setdefault((row["architecture"], row[f"n_params{suffix}"]), []).append(row["val_loss"])
-            for (architecture, size), losses in sorted(sizes.items()):
-                name = f"val_loss_{architecture}" + (f"_by{suffix}" if suffix else "")
-                tracker.unique_metrics({name: sum(losses) / len(losses)}, step=size)
+        for (name, size), found in sorted(curves.items()):
+            tracker.unique_metrics({name: sum(found) / len(found)}, step=size)
 
     def log_files(self, spec: TrackerSpec, artifact: Artifact, endings: tuple[str, ...]) -> None:
         """Copies of an artifact's files with these endings, in the folders that they have there."""

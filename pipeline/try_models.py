@@ -58,7 +58,8 @@ def compare(store: Store, options: argparse.Namespace) -> int:
         table.add_column(column)
     for row in rows:
         interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-        numbers = (f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['difference']:+.3f}")
+        formats = {"a": ".3f", "b": ".3f", "difference": "+.3f"}
+        numbers = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in formats.items()]
         table.add_row(row["cell"], row["measure"], *numbers, interval, row["note"])
     Console().print(table)
     return 0

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.artifacts.evaluation import read_domains
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError
 from pipeline.report.text import METRICS
 
-RESAMPLES = 1000
+RESAMPLES, LEVELS = 1000, (0.025, 0.975)
+LEAST_DOMAINS = 3
 Run = Mapping[str, Artifact]  # "<cell>/<stage>" -> artifact
 
 
@@ -21,8 +23,9 @@ def compare(run_a: Run, run_b: Run, seed: int = 0) -> list[dict[str, Any]]:
     """Differences B minus A, a row a common cell and measure: {"cell", "measure", "a", "b", "difference", "low", "high", "note"}.
 
     Scores are times 100, with 95 % bootstrap intervals over neurons: of pairs where both runs judged the same trained model,
-    of two samples otherwise. A loss is taken over the same fixed windows, so its difference has no interval; what another
-    seed would give is told by replicas. Raises ArtifactError when no cell is in both.
+    of two samples otherwise. A layer without a scored neuron in either run is left out of both means. The intervals of losses
+    are over the domains of the validation text, drawn anew, where there are enough; what another seed would give is told by
+    replicas. Raises ArtifactError when no cell is in both.
     """
     cells = sorted(
         {name.partition("/")[0] for name in run_a if "/" in name}
@@ -30,19 +33,40 @@ def compare(run_a: Run, run_b: Run, seed: int = 0) -> list[dict[str, Any]]:
     )
     if not cells:
         raise ArtifactError("these two runs have no cell in common", fix="Compare sweeps whose grids share a point.")
-    return [row for cell in cells for row in [*_losses(cell, run_a, run_b), *_scores(cell, run_a, run_b, seed)]]
+    return [row for cell in cells for row in [*_losses(cell, run_a, run_b, seed), *_scores(cell, run_a, run_b, seed)]]
 
 
-def _losses(cell: str, run_a: Run, run_b: Run) -> list[dict[str, Any]]:
+def _losses(cell: str, run_a: Run, run_b: Run, seed: int) -> list[dict[str, Any]]:
     made = [run.get(f"{cell}/evaluate") for run in (run_a, run_b)]
     if made[0] is None or made[1] is None:
         return []
     rows = []
-    for measure in ("val_loss", "bits_per_byte"):
+    for measure, column, weight in (("val_loss", "loss", "n_tokens"), ("bits_per_byte", "bits_per_byte", "n_bytes")):
         a, b = (float(artifact.summary[measure]) for artifact in made if artifact)
-        note = "same artifact" if made[0].fingerprint == made[1].fingerprint else ""
-        rows.append(_row(cell, measure, a, b, None, None, note))
+        if made[0].fingerprint == made[1].fingerprint:
+            low, high, note = None, None, "same artifact"
+        else:
+            low, high, note = _domain_interval(made[0], made[1], column, weight, np.random.default_rng(seed))
+        rows.append(_row(cell, measure, a, b, low, high, note))
     return rows
+
+
+def _domain_interval(
+    a: Artifact, b: Artifact, column: str, weight: str, rng: np.random.Generator
+) -> tuple[float | None, float | None, str]:
+    """Of the difference, over domains drawn anew, each with its weight; why there is none otherwise."""
+    tables = [read_domains(made).sort_by("domain") for made in (a, b)]
+    texts = [(table["domain"].to_pylist(), table[weight].to_pylist()) for table in tables]
+    if texts[0] != texts[1]:
+        return None, None, "no interval: measured on other text"
+    if len(texts[0][0]) < LEAST_DOMAINS:
+        return None, None, f"no interval: fewer than {LEAST_DOMAINS} domains"
+    losses_a, losses_b = (table[column].to_numpy(zero_copy_only=False).astype(float) for table in tables)
+    weights = np.array(texts[0][1], float)
+    drawn = rng.integers(0, len(weights), (RESAMPLES, len(weights)))
+    means = ((losses_b - losses_a) * weights)[drawn].sum(1) / weights[drawn].sum(1)
+    low, high = np.quantile(means, LEVELS)
+    return float(low), float(high), f"over {len(weights)} domains"
 
 
 def _scores(cell: str, run_a: Run, run_b: Run, seed: int) -> list[dict[str, Any]]:
@@ -87,13 +111,18 @@ def _score_row(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     layers = sorted(a.keys() & b.keys())
-    pairs = [(a[layer], b[layer]) for layer in layers]
+    pairs = [(a[n], b[n]) for n in layers if not (np.isnan(a[n]).all() or np.isnan(b[n]).all())]
+    if len(pairs) < len(layers):
+        lost = f"{len(layers) - len(pairs)} of {len(layers)} layers have no scored neuron in one of the runs"
+        note = "; ".join(filter(None, (note, lost)))
+    if not pairs:
+        return _row(cell, metric, None, None, None, None, note)
     if paired and all(len(x) == len(y) for x, y in pairs):
         drawn = [_paired_means(x, y, rng) for x, y in pairs]
         note = "; ".join(filter(None, (note, "pairs of neurons")))
     else:
         drawn = [_means(y, rng) - _means(x, rng) for x, y in pairs]
-    low, high = np.nanquantile(np.mean(drawn, axis=0), (0.025, 0.975))
+    low, high = np.nanquantile(np.mean(drawn, axis=0), LEVELS)
     means = [float(np.mean([np.nanmean(pair[which]) for pair in pairs])) for which in (0, 1)]
     return _row(cell, metric, means[0], means[1], float(low), float(high), note)
 
@@ -101,28 +130,30 @@ def _score_row(
 def _means(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means (resamples,) of the scored neurons drawn anew."""
     scored = scores[~np.isnan(scores)]
-    return (
-        scored[rng.integers(0, len(scored), (RESAMPLES, len(scored)))].mean(1)
-        if len(scored)
-        else np.full(RESAMPLES, np.nan)
-    )
+    return scored[rng.integers(0, len(scored), (RESAMPLES, len(scored)))].mean(1)
 
 
 def _paired_means(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Differences of means (resamples,) when the same neurons are drawn from both."""
+    """Differences of means (resamples,) when the same neurons are drawn from both; NaN where one has none that is scored."""
     drawn = rng.integers(0, len(a), (RESAMPLES, len(a)))
-    return np.nanmean(b[drawn], axis=1) - np.nanmean(a[drawn], axis=1)
+    return _scored_means(b[drawn]) - _scored_means(a[drawn])
+
+
+def _scored_means(scores: np.ndarray) -> np.ndarray:
+    """(resamples, neurons) -> (resamples,), over the neurons that have a score."""
+    counts = (~np.isnan(scores)).sum(1)
+    return np.where(counts > 0, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
 
 
 def _row(
-    cell: str, measure: str, a: float, b: float, low: float | None, high: float | None, note: str
+    cell: str, measure: str, a: float | None, b: float | None, low: float | None, high: float | None, note: str
 ) -> dict[str, Any]:
     return {
         "cell": cell,
         "measure": measure,
         "a": a,
         "b": b,
-        "difference": b - a,
+        "difference": None if a is None or b is None else b - a,
         "low": low,
         "high": high,
         "note": note,

@@ -1,0 +1,53 @@
+"""What the parent run is told of a sweep: a curve a variant, replicas averaged, and where it ran."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.runtime import package_version
+from pipeline.sweep_tracking import _label, machine_tags
+from pipeline.tracking import TrackerSpec
+from pipeline.tracking_driver import TrackedSweep
+
+
+class Told(TrackedSweep):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[tuple[str, int], float] = {}
+
+    def _tracker(self, spec: TrackerSpec) -> Any:
+        return self
+
+    def unique_metrics(self, values: dict[str, float], step: int) -> None:
+        self.metrics |= {(name, step): value for name, value in values.items()}
+
+
+def row(loss: float, **more: Any) -> dict[str, Any]:
+    return {"architecture": "crate", "n_params": 100, "n_params_non_embedding": 10, "val_loss": loss} | more
+
+
+def test_variants_are_curves_of_their_own_and_seeds_are_averaged() -> None:
+    told = Told()
+    values = {"model.lambda_sparsity": 0.2, "pretrain.total_tokens": 4096, "activations.tokens": 9}
+    variant, judged = _label(values, ("model.", "pretrain.")), _label(values, ("activations.", "interpret."))
+    rows = [
+        row(4.0),
+        row(4.5, scores={"anthropic": 0.1}),
+        row(3.0, variant=variant, judged=judged, scores={"anthropic": 0.3}),
+    ]
+    told.log_scaling(TrackerSpec(), rows)
+    assert told.metrics["val_loss_crate", 100] == told.metrics["val_loss_crate_by_non_embedding", 10] == 4.25
+    assert told.metrics["score_anthropic_crate", 100] == 0.1
+    assert told.metrics["val_loss_crate_lambda_sparsity_0.2_total_tokens_4096", 100] == 3.0
+    assert told.metrics["score_anthropic_crate_lambda_sparsity_0.2_total_tokens_4096_tokens_9", 100] == 0.3
+
+
+def test_a_curve_s_name_holds_only_what_the_server_takes() -> None:
+    assert _label({"interpret.metrics": ["a", "b c"]}, ("interpret.",)) == "metrics__a_b_c_"
+
+
+def test_runs_are_tagged_with_machine_and_versions() -> None:
+    tags = machine_tags()
+    assert {"processor", "gpu", "cuda", "python", "git", "deepspeed", "torch", "ray"} <= tags.keys()
+    assert tags["deepspeed"] == (package_version("deepspeed") or "")
