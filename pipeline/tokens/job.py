@@ -53,7 +53,7 @@ class TokensJob:
 
     def make(self, source: Source, report: Report) -> None:
         """Make one shard, or find it made, and keep it for later attempts."""
-        digests = self.digests if source.split == "train" else None
+        digests = self.digests if source.split not in HELD_OUT and self.phases()[0] else None
         if digests:
             self.context.bring(digests)
         try:

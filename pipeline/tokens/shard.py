@@ -143,8 +143,9 @@ class _Shard:
         if not documents:
             return
         digests = [hashlib.sha256(document.utf8).digest() for document in documents]
-        kept = self._without_duplicates(digests)
-        self._write([documents[i] for i in kept], [self._split(digests[i]) for i in kept])
+        splits = [self._split(digest) for digest in digests]
+        kept = self._without_duplicates(digests, splits)
+        self._write([documents[i] for i in kept], [splits[i] for i in kept])
 
     def close(self) -> None:
         for writer in self._writers.values():
@@ -155,16 +156,16 @@ class _Shard:
             np.save(self.folder / "digests.npy", np.frombuffer(b"".join(self._digests), DIGEST))
         self.facts.bad = dict(sorted(Counter(self.facts.bad).items()))
 
-    def _without_duplicates(self, digests: list[bytes]) -> list[int]:
-        """The numbers of the documents to keep; held-out ones are remembered instead."""
+    def _without_duplicates(self, digests: list[bytes], splits: list[str]) -> list[int]:
+        """The numbers of the documents to keep: not those of train that are held out too. What is given as held out is noted."""
         short = [digest[: DIGEST.itemsize] for digest in digests]
         if self.source.split in ("val", "test"):
             self._digests += short
-        if self.source.split != "train" or not len(self.held_out):
+        if not len(self.held_out):
             return list(range(len(digests)))
         wanted = np.frombuffer(b"".join(short), DIGEST)
         places = np.minimum(np.searchsorted(self.held_out, wanted), len(self.held_out) - 1)
-        copies = self.held_out[places] == wanted
+        copies = (self.held_out[places] == wanted) & (np.array(splits) == "train")
         self.facts.duplicates += int(copies.sum())
         if not self.config.drop_duplicates:
             return list(range(len(digests)))

@@ -123,6 +123,22 @@ def test_copies_of_held_out_documents_are_taken_out_of_train(tmp_path):
     assert (summary["duplicates_dropped"], summary["train"]["n_documents"]) == (3, 1)
 
 
+def test_copies_of_test_documents_are_taken_out_of_a_train_that_is_split_by_hash(tmp_path):
+    texts = [f"document {i}" for i in range(200)]
+    write_lines(tmp_path / "train.jsonl", map(record, texts))
+    write_lines(tmp_path / "test.jsonl", map(record, texts[:50]))
+    train, test = ((str(tmp_path / f"{split}.jsonl"),) for split in ("train", "test"))
+    alone = make(tmp_path / "alone", jsonl(train=train, val_fraction=0.5)).summary
+    artifact = make(tmp_path / "store", jsonl(train=train, test=test, val_fraction=0.5))
+    split = TokenSplit(artifact, "train")
+    found = gpt2_encoding().decode(split.read(0, split.n_tokens).tolist()).split("<|endoftext|>")[:-1]
+    assert found and not set(found) & set(texts[:50])
+    counts = artifact.summary
+    dropped = alone["train"]["n_documents"] - len(found)
+    assert 10 < dropped < 40 and counts["duplicates"] == counts["duplicates_dropped"] == dropped
+    assert counts["val"] == alone["val"] and counts["test"]["n_documents"] == 50  # val, too, is held out
+
+
 def test_the_packaged_corpus_has_two_domains_in_both_splits(tmp_path):
     artifact = make(tmp_path, TokensConfig())
     for split in ("train", "val"):
