@@ -4,12 +4,14 @@
 
 Ray hears nothing of Kubernetes: without this a reclaimed node simply vanishes, and what was done since the last checkpoint
 with it. Ray Train passes the notice on to the training loop, which writes a checkpoint and leaves. When the last busy
-process is gone, or the time is up, Ray's node process is ended, so that the pod does not sit out its grace period.
+process is gone, or the time is up, `ray start --block` is ended, so that the pod does not sit out its grace period: by itself
+it stays when its raylet has left in peace.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sysconfig
 import time
@@ -63,10 +65,12 @@ def main() -> None:
     options = parser.parse_args()
     root, deadline = psutil.Process(options.root), time.monotonic() + options.seconds
     if raylet := find_raylet(root):
+        starter = raylet.parent() or raylet
         if give_notice(raylet, options.seconds):
             while busy(root) and time.monotonic() < deadline:
                 time.sleep(0.5)
-        raylet.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            starter.terminate()
 
 
 if __name__ == "__main__":

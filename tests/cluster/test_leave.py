@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 from tests.cluster.manifests import ROOT
+from tests.e2e.sweeps import ray_command
 from tests.ports import free_port
 
 WORK = """
@@ -50,14 +50,7 @@ def test_a_node_that_is_taken_away_saves_and_goes(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **token, "RAY_ADDRESS": address}
-    command = [
-        f"{sysconfig.get_path('scripts')}/ray",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=1",
-        "--include-dashboard=false",
-    ]
+    command = ray_command("start", "--head", "--block", "--num-cpus=1", "--include-dashboard=false")
     short = tempfile.mkdtemp(prefix="leave-")  # sockets lie in it, and their paths may have 107 bytes
     command += [f"--port={address.rpartition(':')[2]}", f"--temp-dir={short}"]
     command += ["--object-store-memory=80000000"]
