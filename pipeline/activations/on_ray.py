@@ -43,6 +43,7 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # otherwise our errors lose themselves in Ray's wrapping
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     gpus = job.context.runtime.gpus_per_worker if ray.cluster_resources().get("GPU", 0) else None
     resources: dict[str, Any] = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}

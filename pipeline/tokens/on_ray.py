@@ -43,6 +43,7 @@ def make_shards(job: TokensJob, sources: list[Source], progress: JobProgress) ->
 def _make(job: TokensJob, sources: list[Source], row: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # fastokens: a task has one core
     source = sources[row["number"]]
+    job.stop_if_asked()
     job.make(source, Throttled(job, partial(_beat, job, source), _pause(job)))
     job.context.store.delete_note(job.context.run_name, f"{BEATS}/{source.name}")
     return row
@@ -79,8 +80,10 @@ def _be_quiet() -> None:
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().print_on_execution_start = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # otherwise our errors lose themselves in Ray's wrapping
 
 
 def _own_error(error: BaseException) -> BaseException:
