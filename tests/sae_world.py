@@ -144,6 +144,8 @@ def _statistics(layer: int, values: np.ndarray) -> pa.Table:
             "maximum": values.max(0),
             "fraction_nonzero": (values != 0).mean(0),
             "histogram": pa.array([[0] * len(records.histogram_edges())] * n, pa.list_(pa.int64())),
+            "edges": [None] * n,
+            "edges_short": [None] * n,
         },
         schema=records.NEURON_SCHEMA,
     )

@@ -28,7 +28,7 @@ class Pick:
     ranks: tuple[int, ...]
     reserve: tuple[int, ...] = ()
     metrics: tuple[Metric, ...] = ()  # that score them; empty for those that are explained
-    out_of_context: bool = False  # only the three tokens around the middle
+    out_of_context: bool = False  # only the three tokens around the one it was chosen for
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class LayerExcerpts:
     column: dict[tuple[str, int, int], int]
     starts: np.ndarray  # (neurons, excerpts) int64, global token offset in val; -1 where the neuron has no such excerpt
     lengths: np.ndarray  # (neurons, excerpts) tokens; 0 where there is none
+    centers: np.ndarray  # (neurons, excerpts) index of the token that an excerpt was chosen for
     activations: np.ndarray  # (neurons, excerpts, width) float32, padded with zeros
 
     def of(self, rows: slice) -> LayerExcerpts:
         """The same for some of the neurons."""
-        parts = (values[rows] for values in (self.neurons, self.starts, self.lengths, self.activations))
-        neurons, starts, lengths, activations = parts
-        return LayerExcerpts(neurons, self.column, starts, lengths, activations)
+        arrays = (self.starts, self.lengths, self.centers, self.activations)
+        return LayerExcerpts(self.neurons[rows], self.column, *(values[rows] for values in arrays))
 
     def bins(self) -> list[int]:
         return sorted({bin_ for kind, bin_, _ in self.column if kind == "quantile"})
@@ -176,15 +176,15 @@ def _overlaps(layer: LayerExcerpts, candidates: np.ndarray, spans: tuple[np.ndar
 
 
 def _block(layer: LayerExcerpts, columns: np.ndarray, split: TokenSplit, cut: np.ndarray) -> Block:
-    """Gather activations and tokens; excerpts with `cut` keep the token in the middle and one on each side."""
+    """Gather activations and tokens; excerpts with `cut` keep the token they were chosen for and one on each side."""
     width = layer.activations.shape[2]
     there = columns >= 0
     activations = np.take_along_axis(layer.activations, np.maximum(columns, 0)[:, :, None], axis=1)
     lengths = np.where(there, np.take_along_axis(layer.lengths, columns, 1), 0)
     position = np.arange(width)
     mask = position < lengths[:, :, None]
-    middle = width // 2
-    mask &= ~cut[:, None] | ((position >= middle - 1) & (position <= middle + 1))
+    centers = np.take_along_axis(layer.centers, np.maximum(columns, 0), 1)
+    mask &= ~cut[:, None] | (np.abs(position - centers[:, :, None]) <= 1)
     starts = np.where(there, np.take_along_axis(layer.starts, columns, 1), 0)
     tokens = _read_tokens(split, starts.ravel(), width).reshape(mask.shape)
     return Block(np.where(mask, tokens, 0), np.where(mask, activations, 0), mask)

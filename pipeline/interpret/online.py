@@ -44,7 +44,8 @@ def score_sites_online(
         judge = make_judge(config, settings.seed, context.runtime, cache, budget, strings, start or workers.start)
         done = 0
         for site in sites:
-            neurons = sampled_neurons(site, config.neurons_per_layer, settings.seed)
+            drawn = config.neurons_per_layer or (site.n_neurons if config.half_width else 0)  # may end early: a random sample
+            neurons = sampled_neurons(site, drawn, settings.seed)
 
             def tell(neurons_done: int, before: int = done) -> None:
                 progress.update(before + neurons_done, calls=budget.calls_made, price=round(budget.spent, 4))

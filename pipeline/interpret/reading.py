@@ -25,15 +25,15 @@ class Site:
 
 
 def sampled_neurons(site: Site, count: int, seed: int) -> np.ndarray:
-    """All neurons of a site, or `count` of them drawn by hash: a larger sample holds every smaller one. In drawing order."""
-    if not 0 < count < site.n_neurons:
+    """`count` neurons of a site drawn by hash, in drawing order: a larger sample begins with every smaller one. 0: all."""
+    if not count:
         return np.arange(site.n_neurons)
     keys = [hashlib.sha256(f"{seed}/{site.name}/{neuron}".encode()).digest() for neuron in range(site.n_neurons)]
     return np.array(sorted(range(site.n_neurons), key=keys.__getitem__)[:count])
 
 
 def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExcerpts:
-    """Arrays from rows of `excerpts.parquet` of one site and width: `neuron, kind, bin, rank, start, activations`."""
+    """Arrays from rows of `excerpts.parquet` of one site and width: `neuron, kind, bin, rank, start, center, activations`."""
     kinds = table["kind"].combine_chunks().dictionary_encode()
     bins, ranks = table["bin"].to_numpy().astype(np.int64), table["rank"].to_numpy().astype(np.int64)
     codes = (kinds.indices.to_numpy() * BINS + bins + 1) * RANKS + ranks
@@ -56,10 +56,12 @@ def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExc
         column,
         np.full(shape, -1),
         np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
         np.zeros((*shape, width), np.float32),
     )
     result.starts[rows[taken], columns[taken]] = table["start"].to_numpy()[taken]
     result.lengths[rows[taken], columns[taken]] = lengths[taken]
+    result.centers[rows[taken], columns[taken]] = table["center"].to_numpy()[taken]
     excerpt = np.repeat(np.arange(len(rows)), lengths)  # of every flat value
     position = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     kept = taken[excerpt]
@@ -78,7 +80,7 @@ def sites_of(records: Artifact) -> list[Site]:
 
 def read_excerpts(records: Artifact, site: Site, neurons: np.ndarray) -> dict[bool, LayerExcerpts]:
     """Excerpts of some neurons of a site: {True: the long ones, False: the short ones}."""
-    columns = ["neuron", "width", "kind", "bin", "rank", "start", "activations"]
+    columns = ["neuron", "width", "kind", "bin", "rank", "start", "center", "activations"]
     table = pq.read_table(records.file("excerpts.parquet"), columns=columns, filters=[("site", "==", site.name)])
     widths = pc.unique(table["width"]).to_pylist()
     return {

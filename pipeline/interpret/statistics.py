@@ -56,13 +56,15 @@ def interval(means: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     return float(low), float(high)
 
 
-def paper_mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+def paper_mean_and_variance(layer_scores: Sequence[float | None]) -> tuple[float, float] | tuple[None, None]:
     """Mean and population variance over layers as the paper's tables have them; correlations in, correlations out.
+
+    A score is None where a layer has none; the last layer is left out by its place, whether it has one or not.
 
     *Source:* shown to reproduce every mean and variance of the published table from the published layer scores, to rounding.
     """
     kept = layer_scores[:-1] if len(layer_scores) >= PAPER_LEAVES_OUT_LAST_FROM else layer_scores
-    return mean_and_variance([round(100 * score, 1) / 100 for score in kept])
+    return mean_and_variance([round(100 * score, 1) / 100 for score in kept if score is not None])
 
 
 def mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -79,7 +81,7 @@ def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarra
     """
     scored = [row["mean"] for row in rows if row["mean"] is not None]
     value, variance = mean_and_variance(scored)
-    paper_value, paper_variance = paper_mean_and_variance(scored)
+    paper_value, paper_variance = paper_mean_and_variance([row["mean"] for row in rows])
     there = [means for means in bootstraps if len(means)]
     low, high = interval(np.mean(there, axis=0)) if there else (None, None)
     neurons = sum(row["n_neurons"] for row in rows)
