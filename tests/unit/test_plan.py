@@ -47,6 +47,27 @@ def test_every_ready_configuration_can_be_planned(path: Path, tmp_path: Path) ->
     assert rows["forecast"]["gpu_hours"] == pytest.approx(8 * rows["forecast"]["hours"])
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "architectures", "values"),
+    [
+        ("constant_width", "model.n_layer", {"crate", "gpt2"}, set(range(1, 13))),
+        ("learning_rate", "pretrain.learning_rate", {"crate", "gpt2"}, {1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3}),
+        ("lambda_ablation", "model.lambda_sparsity", {"crate"}, {0.0, 0.025, 0.05, 0.1, 0.2, 0.4}),
+    ],
+)
+def test_the_studies_vary_what_they_are_named_for(
+    name: str, key: str, architectures: set[str], values: set[float]
+) -> None:
+    section, _, field = key.partition(".")
+    cells = load_config(CONFIGS / f"{name}.yaml").cells()
+    found: dict[str, set[float]] = {}
+    for cell in cells:
+        assert (cell.config.model.d_model, cell.config.model.n_ctx) in {(768, 1024), (128, 1024)}
+        found.setdefault(cell.config.model.architecture, set()).add(getattr(getattr(cell.config, section), field))
+    assert found.keys() == {"crate", "gpt2"}
+    assert all(found[architecture] == values for architecture in architectures)
+
+
 def test_a_plan_tells_tokens_judge_memory_disk_and_hours(tmp_path: Path) -> None:
     rows = rows_of(CONFIGS / "pile.yaml", tmp_path, "interpret.explainer=http", "interpret.price_in=1")
     console = Console(record=True, width=200)
