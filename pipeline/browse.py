@@ -123,6 +123,21 @@ def _training(store: Store, run: str, cell: str | None) -> tuple[str, dict[str, 
     return max(named.items(), key=lambda pair: pair[1]["settings"]["pretrain"]["total_tokens"])
 
 
+def export_neurons(store: Store, run: str, cell: str, folder: Path, layer: int | str | None) -> int:
+    """Write the neurons of a layer, or of all, as OpenAI's NeuronRecord files."""
+    from pipeline.activations.export import export_neuron_records
+    from pipeline.artifacts.records import Records
+    from pipeline.artifacts.tokens import TokenSplit
+    from pipeline.artifacts.vocabulary import token_strings
+
+    records = Records(artifact_of(store, run, f"{cell}/activations"))
+    split, strings = TokenSplit(artifact_of(store, run, "tokens"), "val"), token_strings()
+    sites = records.sites if layer is None else [layer]
+    count = sum(export_neuron_records(records, split, strings, folder, site) for site in sites)
+    print(f"{folder}: {count} neurons")
+    return 0
+
+
 def import_checkpoint(
     checkpoint: Path, folder: Path, activation: Literal["relu", "gelu", "gelu_erf"], tokenizer: Path | None
 ) -> int:

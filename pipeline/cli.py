@@ -118,11 +118,15 @@ def _forecast(options: argparse.Namespace) -> int:
     return show(load_config(options.config, options.set), options)
 
 
+def _layer_or_site(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 def _neuron_arguments(parser: argparse.ArgumentParser) -> None:
     _cell_arguments(parser)
     parser.add_argument(
         "--layer",
-        type=lambda text: int(text) if text.isdecimal() else text,
+        type=_layer_or_site,
         required=True,
         help="from 0; or a site's name, where a layer has several autoencoders, e.g. code-l0-1x",
     )
@@ -145,6 +149,19 @@ def _neuron(options: argparse.Namespace) -> int:
         inputs["scores"] = judged
     print_neuron(inputs, options.layer, options.neuron, options.excerpts)
     return 0
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _cell_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <layer>/<neuron>.json")
+    parser.add_argument("--layer", type=_layer_or_site, help="from 0; none: all")
+
+
+def _export_neurons(options: argparse.Namespace) -> int:
+    from pipeline.browse import export_neurons
+    from pipeline.runtime import open_store
+
+    return export_neurons(open_store(options.store), options.run, options.cell, options.out, options.layer)
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +218,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command
         _import_checkpoint,
     ),
     "neuron": ("show one neuron's scores and excerpts", _neuron_arguments, _neuron),
+    "export-neurons": ("write neurons as OpenAI's NeuronRecord JSON files", _export_arguments, _export_neurons),
     "steer": ("edit a neuron or feature and see what becomes of a prompt", _steer_arguments, _try),
     "sample": ("show models' next words and samples side by side", _sample_arguments, _try),
     "compare": ("compare the cells that two runs share", _compare_arguments, _try),

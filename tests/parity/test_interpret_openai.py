@@ -1,21 +1,27 @@
-"""Our reading of the original prompts, and our scores, equal what the `automated-interpretability` package itself makes.
+"""Our reading of the original prompts, and our scores, equal what the `automated-interpretability` package itself makes; it
+loads the neurons that we export.
 
 The package is installed without dependencies; what it imports for cloud storage and HTTP, and never uses here, is stood in for.
 """
 
 import asyncio
 import importlib
+import json
 import sys
 import types
 
 import numpy as np
 import pytest
 
+from pipeline.artifacts.records import Records
+from pipeline.artifacts.store import Store
+from pipeline.cli import main
 from pipeline.errors import ResourceError
 from pipeline.interpret.prompts import openai_original
 from pipeline.interpret.prompts.openai_original import OpenAIPrompts
 from pipeline.interpret.prompts.prompt_set import ShownExcerpt, simulation_tail
 from pipeline.interpret.scoring import correlations, quantise
+from tests.unit import activation_cases as cases
 
 UNUSED = {"blobfile": {}, "boostedblob": {"ensure_session": lambda f: f}, "httpx": {}, "orjson": {}}
 TOKENS = [" The", " boat", "'s", " left", " at", " dawn", ",", " and", " no", " one", " saw"]
@@ -31,6 +37,7 @@ def package():
     sys.modules["httpx"].HTTPStatusError = OSError  # type: ignore[attr-defined]
     names = ("activations.activations", "explanations.explainer", "explanations.simulator", "explanations.scoring")
     names += ("explanations.explanations", "explanations.prompt_builder", "activations.activation_records")
+    names += ("fast_dataclasses",)
     yield types.SimpleNamespace(**{n.split(".")[-1]: importlib.import_module(f"neuron_explainer.{n}") for n in names})
     for name in added:
         del sys.modules[name]
@@ -125,3 +132,34 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
         OpenAIPrompts(raw_tokens=True).simulation_head()
     assert "pip install --no-deps" in error.value.fix
     openai_original._texts.cache_clear()
+
+
+def test_exported_neurons_are_loaded_and_split(package, tmp_path):
+    store = Store(tmp_path / "store")
+    made = {"tokens": cases.tokens_artifact(store, 3000), "pretrain": cases.model_artifact(store)}
+    made["activations"] = cases.extract(store, cases.settings(top=8), made)
+    names = {"tokens": "tokens", "cell/activations": "activations"}
+    steps = {step: {"stage": stage, "fingerprint": made[stage].fingerprint} for step, stage in names.items()}
+    store.write_note("run", "plan.json", json.dumps({"steps": steps}).encode())
+    of_run = ["--run", "run", "--store", str(store.root), "--cell", "cell"]
+    assert main(["export-neurons", *of_run, "--out", str(tmp_path / "out")]) == 0
+    files = sorted((tmp_path / "out").glob("*/*.json"))
+    assert len(files) == 2 * 32
+    records = Records(made["activations"])
+    every = package.activations.ActivationRecordSliceParams(n_examples_per_split=None)
+    for path in files:
+        loaded = package.fast_dataclasses.loads(path.read_bytes())
+        assert isinstance(loaded, package.activations.NeuronRecord)
+        assert (str(loaded.neuron_id.layer_index), f"{loaded.neuron_id.neuron_index}.json") == path.parts[-2:]
+        ours = records.neuron(loaded.neuron_id.layer_index, loaded.neuron_id.neuron_index)
+        top, random = ([e.activations.tolist() for e in ours.excerpts[16][kind, -1]] for kind in ("top", "random"))
+        assert [record.activations for record in loaded.most_positive_activation_records] == top
+        assert loaded.max_activation == max(map(max, top))
+        assert [record.activations for record in loaded.train_activation_records(every)] == top[0:8:4]
+        held_out = (
+            loaded.calibration_activation_records,
+            loaded.valid_activation_records,
+            loaded.test_activation_records,
+        )
+        for number, split in enumerate(held_out):
+            assert [record.activations for record in split(every)] == top[number + 1 : 8 : 4] + random[number:6:3]
