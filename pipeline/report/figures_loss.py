@@ -120,8 +120,8 @@ def scaling(study: Study) -> Figure | None:
         "scaling",
         "Validation loss against size and compute",
         "Every mark is one trained model. Parameters count the token table once and no positions. FLOPs are true ones: CRATE "
-        "uses each dictionary entry several times a token, so equal parameters are not equal compute. Where it is "
-        "identified, the dotted line is the fitted law with its 95 % band.",
+        "uses each dictionary entry several times a token, so equal parameters are not equal compute. Lines join means over "
+        "seeds, bars are their 95 % intervals. Where it is identified, the dotted line is the fitted law with its 95 % band.",
         f"Validation loss against size: {said}.",
         draw,
     )
@@ -143,6 +143,8 @@ def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, label
     sizes, means = series.means
     if series.law is None or series.axis not in FITTED:
         axes.plot(sizes, means, color=colour(first), alpha=0.45, linewidth=1.5, linestyle=dashes(study, first))
+    for size, mean, half in series.replicas:
+        axes.errorbar(size, mean, half, color=colour(first), linewidth=1.2, capsize=3, alpha=0.8)
     tips = [
         (f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {series.axis}", link_to(cell))
         for cell, size in zip(series.cells, series.sizes, strict=True)

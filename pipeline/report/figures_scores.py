@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report import published
 from pipeline.report.figures_loss import hollow
 from pipeline.report.looks import colour, dashes, end_labels, label_point, link_to, log_axis, marker, strength
+from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
@@ -35,6 +36,7 @@ def metrics_of(rows: Rows) -> list[str]:
 
 def layer_panels(study: Study, rows: Rows) -> list[Figure]:
     """One figure a metric: a panel a depth, scores by layer, error bars a tenth of the neurons' standard deviation."""
+    rows = over_seeds(study, rows)
     return [
         _layer_panels(study, [row for row in rows if row["metric"] == metric], metric) for metric in metrics_of(rows)
     ]
@@ -91,8 +93,12 @@ def _label(series: str, family: str) -> str:
 
 def _tip(row: dict[str, Any], cell: Cell) -> tuple[str, str]:
     interval = f" [{points(row['low'])}, {points(row['high'])}]" if row["low"] is not None else ""
-    said = f"{cell.name} layer {row['layer']}, {family_name(row['family'])}: {points(row['mean'])}{interval}"
+    said = f"{_whose(row)} layer {row['layer']}, {family_name(row['family'])}: {points(row['mean'])}{interval}"
     return f"{said}, {row['n_scored']} of {row['n_neurons']} scored", link_to(cell)
+
+
+def _whose(row: dict[str, Any]) -> str:
+    return row["cell"] + (f" and {row['seeds'] - 1} more seeds" if row["seeds"] > 1 else "")
 
 
 def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> Shifts:
@@ -155,7 +161,7 @@ def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shift
 
 def means_by_depth(study: Study, rows: Rows) -> Figure | None:
     """Each metric's mean over layers against depth."""
-    rows = [row for row in rows if row["mean"] is not None and row["family"] == "code"]
+    rows = over_seeds(study, [row for row in rows if row["family"] == "code"])
     metrics = metrics_of(rows)
     if not metrics:
         return None
@@ -182,8 +188,8 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "means_by_depth",
         "Interpretability against depth",
-        "Mean over all layers. Thick bars: 95 % bootstrap interval over neurons. Thin bars: one standard deviation over layers, "
-        f"the square root of the variance in the table. Hollow marks: {published.LABEL}, with LLM judges and without the last "
+        "Mean over all layers. Thick bars: 95 % interval over neurons, or over seeds where there are several. Thin bars: one "
+        f"standard deviation over layers, the square root of the variance in the table. Hollow marks: {published.LABEL}, with LLM judges and without the last "
         "layer of its deep models.",
         f"Mean scores times 100: {said}.",
         draw,
@@ -217,7 +223,7 @@ def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
 def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
     interval = f"[{points(row['low'])}, {points(row['high'])}]"
     return (
-        f"{row['cell']}: mean {points(row['mean'])} {interval}, variance {1e4 * row['variance']:.2f}",
+        f"{_whose(row)}: mean {points(row['mean'])} {interval}, variance {1e4 * row['variance']:.2f}",
         f"#cell-{row['cell']}",
     )
 
@@ -277,7 +283,7 @@ def _against(
     line_of: Callable[[Cell], str],
     logarithmic: bool,
 ) -> Figure | None:
-    rows = [row for row in rows if row["mean"] is not None and row["family"] == "code"]
+    rows = over_seeds(study, [row for row in rows if row["family"] == "code"])
     metrics = metrics_of(rows)
     if not metrics or len({row["cell"] for row in rows}) < 2:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.fits import LEAST_SIZES, SAME_TOKENS, Fit, fit, varies
+from pipeline.report.replicas import mean_and_half
 from pipeline.report.study import Cell, Study
 from pipeline.report.text import amount
 
@@ -74,6 +75,13 @@ class Series:
             shown = self.best if self.axis == "training FLOPs" else self.tokens >= longest
         sizes = np.unique(self.sizes[shown])
         return sizes, np.array([self.losses[shown & (self.sizes == size)].mean() for size in sizes])
+
+    @cached_property
+    def replicas(self) -> list[tuple[float, float, float]]:
+        """(size, mean, half its 95 % interval) of every size and amount of training of which several seeds were trained."""
+        kinds = dict.fromkeys(zip(self.sizes.tolist(), self.tokens.tolist(), strict=True))
+        alike = [(size, self.losses[(self.sizes == size) & (self.tokens == tokens)]) for size, tokens in kinds]
+        return [(size, *mean_and_half(losses.tolist())) for size, losses in alike if len(losses) > 1]
 
     def loss_at(self, sizes: np.ndarray) -> np.ndarray:
         """Loss between the measured sizes: straight lines over the logarithm of size. NaN outside."""

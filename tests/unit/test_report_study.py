@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.report import figures_loss, figures_scores
 from pipeline.report.findings import findings
+from pipeline.report.replicas import over_seeds
 from pipeline.report.scaling import all_series, fit_rows, offset_rows
 from pipeline.report.study import Study, gather
 from pipeline.report.tables import all_tables
@@ -38,6 +40,32 @@ def test_seeds_are_replicas_and_lambda_is_a_variant(sweep: SyntheticSweep) -> No
     sizes, means = series.means
     assert len(sizes) == 1
     assert means[0] == pytest.approx(np.mean([cell.val_loss for cell in study.cells[:2]]))
+
+
+def test_replicas_have_means_and_intervals_over_seeds(sweep: SyntheticSweep) -> None:
+    for seed in (0, 1, 2):
+        sweep.add("crate", 2, seed=seed)
+    sweep.add("gpt2", 2)
+    study = study_of(sweep)
+    crate, gpt2 = all_series(study, "parameters")
+    ((_, mean, half),) = crate.replicas
+    losses = [cell.val_loss for cell in study.of("crate")]
+    assert mean == pytest.approx(np.mean(losses))
+    assert half == pytest.approx(4.303 * np.std(losses, ddof=1) / 3**0.5, rel=1e-3)  # Student's t of three
+    assert gpt2.replicas == []
+    tables = all_tables(study)
+    by_model = over_seeds(study, tables["model_scores"])
+    assert len(by_model) == 2 * 3 and {row["seeds"] for row in by_model} == {1, 3}
+    row = next(row for row in by_model if row["seeds"] == 3 and row["metric"] == "anthropic")
+    each = [r["mean"] for r in tables["model_scores"] if r["cell"].startswith("crate") and r["metric"] == "anthropic"]
+    assert row["mean"] == pytest.approx(np.mean(each))
+    assert row["low"] < min(each) and row["high"] > max(each)
+    for figure in (figures_scores.means_by_depth(study, tables["model_scores"]), figures_loss.scaling(study)):
+        assert figure is not None
+        texts = [text for marks in figure.drawn[1].tips.values() for text, _ in marks]
+        assert sum(text.startswith("crate-2l") for text in texts) == (3 if figure.name == "means_by_depth" else 9)
+    panels = figures_scores.layer_panels(study, tables["layer_scores"])
+    assert all("crate-2l-seed1" not in figure.alt for figure in panels)
 
 
 def test_a_plain_ladder_has_no_variants(sweep: SyntheticSweep) -> None:

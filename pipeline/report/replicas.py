@@ -1,0 +1,47 @@
+"""Seeds as replicas: their means, with intervals over seeds where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.study import Study
+
+LEVEL = 0.975
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half its 95 % interval by Student's t: NaN for a single value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return float(np.mean(values)), float("nan")
+    half = t.ppf(LEVEL, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
+
+
+def over_seeds(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of scores, those that differ in their cell's seed alone made one, under the name of the first of these cells.
+
+    The interval of such a row is over seeds; `seeds` says how many there are. Rows without a mean are left out.
+    """
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["mean"] is not None:
+            cell = study.by_name[row["cell"]]
+            like = (cell.score_series, cell.model.n_layer, cell.model.d_model, cell.model.n_head)
+            groups.setdefault((*like, row["family"], row["metric"], row.get("layer")), []).append(row)
+    return [_joined(group) for group in groups.values()]
+
+
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(rows) == 1:
+        return rows[0] | {"seeds": 1}
+    mean, half = mean_and_half([row["mean"] for row in rows])
+    joined = rows[0] | {"seeds": len(rows), "mean": mean, "low": mean - half, "high": mean + half}
+    for spread in ("std", "variance"):
+        if spread in joined:
+            joined[spread] = float(np.mean([row[spread] or 0.0 for row in rows]))
+    return joined | {count: sum(row[count] for row in rows) for count in ("n_scored", "n_neurons") if count in joined}
