@@ -20,11 +20,12 @@ def fit(job: TrainingJob) -> None:
     Workers that leave because their node is taken away are started anew elsewhere, out of a budget of their own.
     """
     budget = job.context.runtime.max_preemptions
-    for preemptions in range(budget + 1):
+    for preemptions in range(1, budget + 2):
         _fit_once(job)
         if not job.read_note(OUTCOME).get("preempted"):
             return
-        job.tell(f"its node is taken away ({preemptions + 1} of {budget}); moving")
+        if preemptions <= budget:
+            job.tell(f"its node is taken away ({preemptions} of {budget}); moving")
     raise StageError(
         f"{job.context.step_name}: its nodes were taken away {budget + 1} times",
         fix="Run again to go on from the last checkpoint, on nodes that stay; or raise runtime.max_preemptions.",

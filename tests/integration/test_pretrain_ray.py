@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from pretrain_driver import train_one
+from pretrain_ranks import Order, Ranks
 from training_world import make_job, make_tokens, with_runtime
 
 from pipeline.artifacts.manifest import sha256_of
@@ -66,24 +67,33 @@ def wait_for_step(root: Path, name: str, step: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_worker_is_started_again_and_the_bits_are_the_core_s(
-    ray_cluster: dict[str, float], root: Path, core: dict[str, str]
+@pytest.fixture(scope="module")
+def core_of_two(root: Path) -> dict[str, str]:
+    """Hashes of what two ranks of the loop make without Ray."""
+    pair = Ranks(2)
+    pair.train(Order(str(root), "core-of-two", {"total_tokens": 100 * 256}))
+    pair.close()
+    return hashes(root / "core-of-two")
+
+
+def test_of_two_workers_one_is_killed_and_the_bits_are_two_ranks_own(
+    ray_cluster: dict[str, float], root: Path, core_of_two: dict[str, str]
 ) -> None:
     killed: list[int] = []
 
-    def kill_the_trainer() -> None:
-        wait_for_step(root, "worker", random.randint(5, 40))
-        for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                killed.append(process.pid)
-                process.kill()
+    def kill_a_trainer() -> None:
+        wait_for_step(root, "pair", random.randint(5, 40))
+        processes = psutil.Process().children(recursive=True)
+        victim = random.choice([p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())])
+        killed.append(victim.pid)
+        victim.kill()
 
-    killer = threading.Thread(target=kill_the_trainer)
+    killer = threading.Thread(target=kill_a_trainer)
     killer.start()
-    out = train_one(str(root), "worker")
+    out = train_one(str(root), "pair", workers_per_cell=2)
     killer.join()
     assert killed
-    assert hashes(out) == core
+    assert hashes(out) == core_of_two
 
 
 def test_divergence_is_raised_as_it_was_and_is_not_retried(ray_cluster: dict[str, float], root: Path) -> None:
