@@ -189,8 +189,8 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
         "means_by_depth",
         "Interpretability against depth",
         "Mean over all layers. Thick bars: 95 % interval over neurons, or over seeds where there are several. Thin bars: one "
-        f"standard deviation over layers, the square root of the variance in the table. Hollow marks: {published.LABEL}, with LLM judges and without the last "
-        "layer of its deep models.",
+        "standard deviation over layers, the square root of the variance in the table. Hollow marks: "
+        f"{published.LABEL}, with LLM judges and without the last layer of its deep models.",
         f"Mean scores times 100: {said}.",
         draw,
     )
