@@ -51,11 +51,11 @@ class Logbook:
         name = torch.cuda.get_device_name(engine.device) if on_gpu else None
         self.meter = Meter(job.settings.model, engine.world_size, name)
         self._asked = 0.0
+        self.total_tokens = self.config.total_tokens // self.config.batch_tokens * self.config.batch_tokens
         self.writes = engine.rank == 0
         if self.writes:
             self.tracker = job.context.tracker.open()
-            total_steps = self.config.total_tokens // self.config.batch_tokens
-            self.progress = job.context.progress(total_steps * self.config.batch_tokens, "tokens")
+            self.progress = job.context.progress(self.total_tokens, "tokens")
 
     def start(self, run: Run) -> None:
         if self.writes:
@@ -103,7 +103,9 @@ class Logbook:
             return
         row = {name: column[-1] for name, column in run.curve.items()}
         values = {name: row[name] for name in ("loss", "learning_rate", "grad_norm") if row[name] is not None} | speed
-        values["skipped_steps"] = len(run.counters.skipped_steps)
+        values |= {"tokens": run.counters.tokens, "skipped_steps": len(run.counters.skipped_steps)}
+        if speed["tokens_per_second"] > 0:
+            values["time_left"] = (self.total_tokens - run.counters.tokens) / speed["tokens_per_second"]  # seconds
         self.tracker.metrics({f"pretrain/{name}": value for name, value in values.items()}, step=run.counters.tokens)
         facts = {"loss": round(row["loss"], 3), "tokens/s": round(speed["tokens_per_second"])}
         facts |= {"MFU": f"{speed['mfu']:.0%}"} if "mfu" in speed else {}

@@ -131,7 +131,7 @@ def test_a_torn_checkpoint_is_told_to_the_person(root: Path, tokens: Artifact, m
     assert str(torn) in sentence and resume.STATE in sentence
 
 
-def test_what_auto_measured_is_kept_for_the_person_and_the_tracker(root: Path, tokens: Artifact) -> None:
+def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path, tokens: Artifact) -> None:
     job = with_runtime(make_job(root, tokens, "auto"), optimizer="auto")
     spec = TrackerSpec("sqlite:///unused", "pretrain", "auto", str(root / "spool"))
     work(replace(job, context=replace(job.context, tracker=spec)), CPU, Wishes())
@@ -143,6 +143,9 @@ def test_what_auto_measured_is_kept_for_the_person_and_the_tracker(root: Path, t
     params = next(line["params"] for line in lines if "params" in line)
     assert "torch " in params["pretrain/optimizer_milliseconds"]
     assert "apex: " in params["pretrain/optimizer_left_out"]
+    logged = [line["metrics"] | {"step": line["step"]} for line in lines if "pretrain/loss" in line.get("metrics", {})]
+    assert all(values["pretrain/tokens"] == values["step"] for values in logged)  # the x axis is tokens
+    assert logged[0]["pretrain/time_left"] > 0 == logged[-1]["pretrain/time_left"]
 
 
 @pytest.mark.parametrize("why", ["ZeRO 3", "C++ compiler"])
