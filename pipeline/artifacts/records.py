@@ -137,27 +137,31 @@ class Records:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self._statistics = _opened(artifact, NEURONS).read()
+        self._neurons = _opened(artifact, NEURONS)
         self._excerpts = _opened(artifact, EXCERPTS)
+        self._statistics: dict[str, pa.Table] = {}  # of the sites that were asked for
 
     @property
     def sites(self) -> list[str]:
-        return self._statistics["site"].unique().to_pylist()
+        return list(self._sites)
 
     @property
     def layers(self) -> list[int]:
-        return self._statistics["layer"].unique().to_pylist()
+        return list(dict.fromkeys(layer for layer, _ in self._sites.values()))
 
     def layer_of(self, site: str) -> int:
-        return self.statistics(site)["layer"][0].as_py()
+        return self._sites[self._site(site)][0]
 
     def n_neurons(self, layer: int | str) -> int:
         """Neurons of a layer, or of a site by name."""
-        return self.statistics(layer).num_rows
+        return self._neurons.metadata.row_group(self._sites[self._site(layer)][1]).num_rows
 
     def statistics(self, layer: int | str) -> pa.Table:
         """A row a neuron (NEURON_SCHEMA) of a layer, or of a site by name, in order of the neurons."""
-        return self._statistics.filter(pc.equal(self._statistics["site"], self._site(layer)))
+        site = self._site(layer)
+        if site not in self._statistics:
+            self._statistics[site] = self._neurons.read_row_group(self._sites[site][1])
+        return self._statistics[site]
 
     def neuron(self, layer: int | str, index: int) -> NeuronRecord:
         """One neuron of a layer, or of a site by name. Raises ConfigError when there is none of that index."""
@@ -183,13 +187,7 @@ class Records:
                 yield _record(statistics[index], rows.filter(pc.equal(rows["neuron"], index)))
 
     def _site(self, layer: int | str) -> str:
-        sites = [
-            site
-            for site, of_layer in dict.fromkeys(
-                zip(self._statistics["site"].to_pylist(), self._statistics["layer"].to_pylist(), strict=True)
-            )
-            if layer in (site, of_layer)
-        ]
+        sites = [site for site, (of_layer, _) in self._sites.items() if layer in (site, of_layer)]
         if len(sites) == 1:
             return sites[0]
         if sites:
@@ -198,15 +196,26 @@ class Records:
         raise ConfigError(f"these records have no {what}", fix="They have: " + ", ".join(self.sites))
 
     @cached_property
+    def _sites(self) -> dict[str, tuple[int, int]]:
+        """Each site's layer, and its row group in `neurons.parquet`."""
+        found = _row_groups(self._neurons.metadata, "site", "layer")
+        return {site.min: (layer.min, index) for index, (site, layer) in enumerate(found)}
+
+    @cached_property
     def _groups(self) -> list[_Group]:
-        metadata = self._excerpts.metadata
-        column = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
-        groups = []
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            site, width, neuron = (group.column(column[name]).statistics for name in ("site", "width", "neuron"))
-            groups.append(_Group(index, site.min, width.min, neuron.min, neuron.max))
-        return groups
+        found = _row_groups(self._excerpts.metadata, "site", "width", "neuron")
+        return [
+            _Group(index, site.min, width.min, neuron.min, neuron.max)
+            for index, (site, width, neuron) in enumerate(found)
+        ]
+
+
+def _row_groups(metadata: pq.FileMetaData, *names: str) -> Iterator[list[pq.Statistics]]:
+    """The least and greatest values of these columns in every row group."""
+    column = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        yield [group.column(column[name]).statistics for name in names]
 
 
 def _opened(artifact: Artifact, name: str) -> pq.ParquetFile:
