@@ -10,6 +10,8 @@ with natural frequencies, cut into documents. Yardstick: `plain_activations.py`.
 - extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward
   pass (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
 - peak_memory: of one worker, at ten times the tokens.
+- one_neuron_open, one_neuron_read: of 12 layers x 3,072 neurons, made up (`synthetic_records.py`): milliseconds to open the files
+  and read a neuron, and to read another.
 - two_workers: speed over one worker's, where there are two cores.
 """
 
@@ -196,13 +198,21 @@ def _forward(folder: Path, n_tokens: int, go: Any) -> dict[str, float]:
     return {"tokens_per_second": sum(i.numel() for i in ids) / (time.perf_counter() - started)}
 
 
+def one_neuron(folder: Path, n_tokens: int) -> dict[str, float]:
+    """Finding one neuron of 36,864 again, with as many excerpts each as the published protocol keeps, or a tenth."""
+    from synthetic_records import time_one_neuron
+
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        return time_one_neuron(Path(out) / "records", 200 if n_tokens >= 2**20 else 20)
+
+
 def peak() -> int:
     from pipeline.runtime import peak_rss_bytes
 
     return peak_rss_bytes()
 
 
-SIDES = {f.__name__: f for f in (plain, stage, one_worker, core, small_core, forward, body)}
+SIDES = {f.__name__: f for f in (plain, stage, one_worker, core, small_core, forward, body, one_neuron)}
 
 
 def in_new_process(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
@@ -256,6 +266,10 @@ def measure(folder: Path, quick: bool) -> tuple[list[bool], dict[str, Any]]:
         ),
         result("peak_memory_at_10x_tokens", growth, "x", "0.9..1.1", 0.9 <= growth <= 1.1),
     ]
+    runs["one_neuron"] = [in_new_process("one_neuron", folder, n_tokens)]
+    for name in ("open", "read"):
+        milliseconds = runs["one_neuron"][0][f"{name}_ms"]
+        met.append(result(f"one_neuron_{name}", milliseconds, "ms", "<=100", milliseconds <= 100))
     print(f"  beside it: {rate('core') / rate('body'):.2f} x a pass that stops at the last neurons")
     if (os.cpu_count() or 1) >= 2:
         runs["one_worker"] = [in_new_process("one_worker", folder, n_tokens) for _ in range(rounds)]
