@@ -11,6 +11,7 @@ from pipeline.report import published
 from pipeline.report.looks import (
     colour,
     dashes,
+    depth_label,
     end_labels,
     label_point,
     labelled_depths,
@@ -77,7 +78,7 @@ def _curve(canvas: Canvas, axes: Axes, study: Study, cell: Cell, rows: Rows) -> 
     axes.plot(x, y, color=shade, alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
     tips = [(f"{cell.name}: {b:.3f} after {amount(a)} tokens", link_to(cell)) for a, b in zip(x, y, strict=True)]
     canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=3)
-    return x[-1], y[-1], f"{cell.model.n_layer}L", shade
+    return x[-1], y[-1], depth_label(study, cell), shade
 
 
 def _unigram_line(axes: Axes, entropy: float | None) -> None:

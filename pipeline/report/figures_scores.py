@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report import published
 from pipeline.report.figures_loss import hollow
-from pipeline.report.looks import colour, dashes, end_labels, label_point, link_to, log_axis, marker, strength
+from pipeline.report.looks import (
+    colour,
+    dashes,
+    depth_label,
+    end_labels,
+    label_point,
+    link_to,
+    log_axis,
+    marker,
+    strength,
+)
 from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
@@ -154,8 +164,8 @@ def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shift
             tips = [
                 (f"{label}, {depth}L layer {n}: {value}", f"#fig-layers_{metric}") for n, value in enumerate(features)
             ]
-            style = hollow(architecture) | {"marker": "D", "markeredgecolor": PALETTE["ink"]}
-            style["markerfacecolor"] = PALETTE[f"{architecture}-soft"]
+            style = hollow(architecture) | {"marker": "D", "markeredgecolor": PALETTE[f"{architecture}-soft"]}
+            style["markerfacecolor"] = PALETTE["paper"]
             canvas.marks(axes, x, list(features), tips, **style, markersize=4.5, label=label, zorder=5)
 
 
@@ -473,4 +483,4 @@ def _layer_line(
     axes.plot(x, y, color=colour(cell), alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
     tips = [(f"{cell.name} layer {a}: {b:.3g} ({axis})", link_to(cell)) for a, b in zip(x, y, strict=True)]
     canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=4.5)
-    return x[-1], y[-1], f"{cell.model.n_layer}L", colour(cell)
+    return x[-1], y[-1], depth_label(study, cell), colour(cell)

@@ -47,10 +47,16 @@ def labelled_depths(depths: Sequence[int]) -> set[int]:
     return set(depths) if len(depths) <= MOST_LABELLED else {depths[0], depths[-1]}
 
 
+def depth_label(study: Study, cell: Cell) -> str:
+    """The label of a model's line; of replicas, only the first has one."""
+    return f"{cell.model.n_layer}L" if cell.seed == min(other.seed for other in study.cells) else ""
+
+
 def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Texts to the right of the ends of lines, (x, y, text, colour) each, moved up or down until none covers another."""
     figure = axes.get_figure(root=True)
     assert figure is not None
+    labels = [label for label in labels if label[2]]
     heights = [float(axes.transData.transform((x, y))[1]) * 72 / figure.dpi for x, y, _, _ in labels]
     order = sorted(range(len(labels)), key=lambda index: heights[index])
     placed = [heights[index] for index in order]
