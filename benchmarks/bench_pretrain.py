@@ -120,7 +120,7 @@ def logged_times(spool: Path) -> dict[int, float]:
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if "pretrain/loss" in entry.get("metrics", {}):
-                times[entry["step"]] = entry["time"] / 1000
+                times[entry["step"]] = entry["t"] / 1000
     return times
 
 
