@@ -98,7 +98,7 @@ def stage_arguments(folder: Path, n_tokens: int, workers: int, n_layer: int = 3,
 
     inputs, store = world(folder, n_tokens, n_layer, n_ctx)
     shutil.rmtree(store.root / ".scratch", ignore_errors=True)
-    asked = ActivationsConfig(tokens=n_tokens, tokens_short=n_tokens // 10)
+    asked = ActivationsConfig(tokens=n_tokens, tokens_short=short_tokens(n_tokens, n_ctx))
     context = Context(
         store=store,
         runtime=RuntimeConfig(workers_per_cell=workers),
@@ -108,6 +108,11 @@ def stage_arguments(folder: Path, n_tokens: int, workers: int, n_layer: int = 3,
         tracker=TrackerSpec(),
     )
     return Settings(0, asked), inputs, context
+
+
+def short_tokens(n_tokens: int, n_ctx: int) -> int:
+    """Tokens read for the short excerpts: a tenth, as in the published protocol, but rows enough for all excerpts."""
+    return max(n_tokens // 10, 100 * n_ctx)
 
 
 def plain(folder: Path, n_tokens: int) -> dict[str, float]:
@@ -123,7 +128,7 @@ def plain(folder: Path, n_tokens: int) -> dict[str, float]:
     model, split, strings = load_model(inputs["pretrain"]), TokenSplit(inputs["tokens"], "val"), token_strings()
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
-        make_records(model, split, n_tokens // 1024, n_tokens // 10240, strings, Path(out))
+        make_records(model, split, n_tokens // 1024, short_tokens(n_tokens, 1024) // 1024, strings, Path(out))
         seconds = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(out).rglob("*.json"))
     return {"seconds": seconds, "bytes": size, "peak_bytes": peak()}

@@ -12,6 +12,7 @@ start of the Ray cluster, are outside of it; the latter is told.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -253,7 +254,8 @@ def result(name: str, value: float, unit: str, bound: str, met: bool) -> bool:
 def host() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    names = ("ray", "datasets", "tiktoken", "fastokens", "pyarrow", "numpy", "torch")
+    names = ["ray", "datasets", "tiktoken", "pyarrow", "numpy", "torch"]
+    names += ["fastokens"] * bool(importlib.util.find_spec("fastokens"))
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
     return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions, "git": sha}
