@@ -47,8 +47,8 @@ function csvButton(table) {
 // Figures: the text of a mark under the pointer or the keyboard's focus.
 function tips() {
   const tip = document.getElementById("tip");
-  const show = (event) => {
-    const mark = event.target.closest?.(".mark");
+  const show = (element) => {
+    const mark = element?.closest?.(".mark");
     if (!mark) { tip.hidden = true; return; }
     tip.textContent = mark.dataset.tip;
     tip.hidden = false;
@@ -58,8 +58,8 @@ function tips() {
     tip.style.left = left + "px";
     tip.style.top = (top < 8 ? box.bottom + 8 : top) + "px";
   };
-  for (const name of ["pointerover", "focusin"]) document.addEventListener(name, show);
-  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  for (const name of ["pointerover", "focusin"]) document.addEventListener(name, (event) => show(event.target));
+  document.addEventListener("scroll", () => show(document.activeElement), { passive: true }); // taking the focus scrolls, too
 }
 
 // Links to a cell open its settings.
