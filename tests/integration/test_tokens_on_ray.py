@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -146,6 +147,19 @@ def test_a_killed_driver_loses_only_the_shards_under_way(config, expected, tmp_p
     }
     assert len(done) >= shards
     assert contents(go_on(tmp_path, config, done)) == expected
+
+
+def test_a_driver_killed_at_random_moments_is_gone_on_from(config, expected, tmp_path):
+    draw = random.Random(7)
+    for _ in range(2):
+        process = run_driver(tmp_path, config, "plain")
+        try:
+            while not shards_folder(tmp_path, config).exists() and process.poll() is None:  # Python is starting
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 2))
+        finally:
+            kill_with_all_below(process)
+    assert contents(make(tmp_path, config)) == expected
 
 
 def test_asked_to_stop_it_leaves_and_goes_on_later(ray_cluster, config, expected, tmp_path, monkeypatch):
