@@ -86,8 +86,11 @@ class Stage:
     run: Callable[[Any, Mapping[str, Artifact], Path, Context], Summary]
     needed: Callable[[Config], bool] = lambda config: True  # False: this cell has no such step
     computes: bool = (
-        False  # True: `run` itself computes, on one CPU (and a GPU where there is one); False: it starts workers
+        False  # True: `run` itself computes, on a CPU (and a GPU where there is one); False: it starts workers
     )
+    check: Callable[[Any], None] = lambda settings: (
+        None
+    )  # raises ConfigError for what would fail after hours of other steps
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""

@@ -128,10 +128,13 @@ class Sweep:
         self.store = open_store(config.runtime.store)
         self.plan = plan(self.loaded)
         self.wanted = plan(self.loaded, self.until)
-        self._prepare_run()
         self.kept = kept(self.wanted, self.store)
+        for name, step in self.wanted.steps.items():
+            if name not in self.kept:
+                step.stage.check(step.settings)
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
+        self._prepare_run()
         to_make = len(self.wanted.steps) - len(self.kept)
         self.console.print(
             f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.wanted.steps)} steps: "

@@ -126,9 +126,7 @@ class Store:
         """Where a step keeps what an interrupted attempt can go on from. Removed when the artifact is published."""
         folder = self.root / ".scratch" / fingerprint
         if self.storage and not folder.exists():
-            below = f".scratch/{fingerprint}/"
-            for name in self.storage.names(below):
-                self.storage.download(name, folder / name.removeprefix(below))
+            self._download_folder(f".scratch/{fingerprint}/", folder, fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -146,11 +144,22 @@ class Store:
         """
         if self.storage and not path.exists():
             name = f".scratch/{fingerprint}/{path.relative_to(self.root / '.scratch' / fingerprint).as_posix()}"
-            names = self.storage.names(name + "/") or [name] * self.storage.holds(name)
-            if not names:
+            if self._download_folder(name + "/", path, fingerprint):
+                return
+            if not self.storage.holds(name):
                 raise ArtifactError(f"{self.place}/{name} was never kept", fix="Run again: it is made anew.")
-            for found in names:
-                self.storage.download(found, path / found.removeprefix(name + "/") if found != name else path)
+            self.storage.download(name, path)
+
+    def _download_folder(self, prefix: str, folder: Path, fingerprint: str) -> bool:
+        """Have what lies below `prefix` as `folder`, which appears whole or not at all. False: there is nothing."""
+        assert self.storage
+        names = self.storage.names(prefix)
+        if names:
+            making = self.making_folder(fingerprint)
+            for name in names:
+                self.storage.download(name, making / name.removeprefix(prefix))
+            _rename(making, folder)
+        return bool(names)
 
     def making_folder(self, fingerprint: str) -> Path:
         """A new empty folder for one attempt, on the store's own file system so that publishing is a rename."""

@@ -44,7 +44,9 @@ def score_sites_online(
         judge = make_judge(config, settings.seed, context.runtime, cache, budget, strings, start or workers.start)
         done = 0
         for site in sites:
-            drawn = config.neurons_per_layer or (site.n_neurons if config.half_width else 0)  # may end early: a random sample
+            drawn = config.neurons_per_layer or (
+                site.n_neurons if config.half_width else 0
+            )  # may end early: a random sample
             neurons = sampled_neurons(site, drawn, settings.seed)
 
             def tell(neurons_done: int, before: int = done) -> None:

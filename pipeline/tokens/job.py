@@ -60,7 +60,8 @@ class TokensJob:
             make_shard(source, self.config, digests, self.shards, report)
         except OSError as error:  # a source that cannot be read is a ResourceError already
             raise disk_error(error, self.shards) from error
-        self.context.keep(self.shards / source.name)
+        for path in sorted((self.shards / source.name).iterdir(), key=lambda path: path.name == "facts.json"):
+            self.context.keep(path)  # the facts last, as on the disk: without them the shard is made anew
 
     def is_made(self, source: Source) -> bool:
         return (self.shards / source.name / "facts.json").is_file()

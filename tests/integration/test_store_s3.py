@@ -77,6 +77,28 @@ def test_unfinished_work_survives_the_loss_of_a_node(place: str, tmp_path: Path)
     assert list(Store.open(place, tmp_path / "fourth").scratch_folder("f00d").iterdir()) == []
 
 
+def test_a_folder_is_brought_whole_or_not_at_all(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(place, tmp_path)
+    assert store.storage
+    for name in ("a", "b" * 250):  # no file system takes the second while it is under way
+        store.storage.write(f".scratch/f00d/made/{name}", b"kept")
+    monkeypatch.setattr("pipeline.artifacts.storage.ATTEMPTS", 1)
+    scratch = store.root / ".scratch" / "f00d"
+    with pytest.raises(ClientError):
+        store.scratch_folder("f00d")
+    assert not scratch.exists()
+    scratch.mkdir(parents=True)
+    with pytest.raises(ClientError):
+        store.bring("f00d", scratch / "made")
+    assert not list(scratch.iterdir())
+
+
+def test_what_was_never_kept_is_told(place: str, tmp_path: Path) -> None:
+    store = Store.open(place, tmp_path)
+    with pytest.raises(ArtifactError, match="never kept"):
+        store.bring("f00d", store.scratch_folder("f00d") / "made")
+
+
 def test_progress_and_notes_are_seen_from_elsewhere(place: str, tmp_path: Path) -> None:
     here, there = Store.open(place, tmp_path / "here"), Store.open(place, tmp_path / "there")
     Progress(here, "run", "crate-1l/pretrain", 10, "tokens").update(10)

@@ -104,6 +104,8 @@ def test_another_node_goes_on_from_shards_kept_on_the_storage(corpus, tmp_path):
     first.make(held_out[0], lambda position: None)
     first.gather_digests()
     first.make(others[1], lambda position: None)
+    storage = first.context.store.storage
+    storage.write(f".scratch/{first.context.fingerprint}/shards/{others[0].name}/train.arrow", b"a node died here")
     second = job(Store.open(place, tmp_path / "second"), config)
     assert [second.is_made(source) for source in (*held_out, *others)] == [True, False, True]
     third = job(Store.open(place, tmp_path / "third"), config)
