@@ -47,7 +47,7 @@ setup: .venv/installed
 	@echo "Setting up .venv (about three minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv==0.13.9
-	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(TORCH) -r requirements.lock \
+	@$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH) -r requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
 	@touch $@
 
