@@ -47,9 +47,10 @@ class TokensJob:
         return [held_out, [source for source in self.sources if source.split not in HELD_OUT]]
 
     def clear_leftovers(self) -> None:
-        """Remove what an attempt that was killed left half-made."""
-        for folder in self.shards.glob(".*"):
-            shutil.rmtree(folder)
+        """Remove what an attempt that was killed left half-made, here or half sent to the storage."""
+        for facts in [folder / "facts.json" for folder in self.shards.glob("*") if folder.is_dir()]:
+            if facts.parent.name.startswith(".") or not facts.is_file():
+                shutil.rmtree(facts.parent)
 
     def make(self, source: Source, report: Report) -> None:
         """Make one shard, or find it made, and keep it for later attempts."""

@@ -94,6 +94,8 @@ def _attempt(
 
 
 def _publish(making: Path, final: Path) -> None:
+    if final.is_dir() and not (final / "facts.json").is_file():
+        shutil.rmtree(final)  # what a node had sent to the storage when it was lost
     try:
         making.rename(final)
     except OSError:

@@ -109,6 +109,7 @@ def test_another_node_goes_on_from_shards_kept_on_the_storage(corpus, tmp_path):
     second = job(Store.open(place, tmp_path / "second"), config)
     assert [second.is_made(source) for source in (*held_out, *others)] == [True, False, True]
     third = job(Store.open(place, tmp_path / "third"), config)
+    third.clear_leftovers()
     second.make(others[0], lambda position: None)
     assert third.facts(others[0]) == second.facts(others[0])  # fetched when it is asked for
     artifact = make(Store.open(place, tmp_path / "fourth"), config)
