@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -134,9 +135,19 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
     for step in made:
         reasons.setdefault(step["why"], []).append(step["name"])
     for why, names in reasons.items():
-        console.print(f"  {why}: {', '.join(names)}", highlight=False)
+        console.print(f"  {why}: {_by_stage(names)}", highlight=False)
     for line in _told(rows):
         console.print(line, highlight=False)
+
+
+def _by_stage(names: list[str]) -> str:
+    """Step names in short; `--json` has them one by one."""
+    counts = Counter(name.rpartition("/")[2] for name in names)
+    return ", ".join(stage if count == 1 else f"{stage} x {count}" for stage, count in counts.items())
+
+
+def _by_cell(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
 def _told(rows: dict[str, Any]) -> list[str]:
@@ -168,7 +179,7 @@ def _told(rows: dict[str, Any]) -> list[str]:
     lines.append(f"Training: {totals['train_flops']:.3g} true FLOPs")
     lines.append(
         f"All stages: {found['hours']:.3g} hours, {found['gpu_hours']:.3g} {rows['device']}-hours "
-        f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {', '.join(found['critical_path'])}"
+        f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {_by_cell(found['critical_path'])}"
     )
     return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast/machine.py"]
 
