@@ -59,6 +59,15 @@ def test_passing_trouble_is_retried_and_the_answer_taken(trouble):
     assert len(judge.calls) == 3
 
 
+def test_a_server_that_tells_no_usage_is_charged_the_most_it_can_have_been():
+    silent = {name: value for name, value in chat("boats").items() if name != "usage"}
+    with Judge(lambda path, body: silent) as judge:
+        asking = explainer(judge)
+        reply = asking.one(ASK)
+    assert reply.usage.tokens_in == sum(len(turn.content.encode()) for turn in ASK)
+    assert reply.usage.tokens_out == asking.most_tokens
+
+
 @pytest.mark.parametrize("trouble", ["500", "nonsense"])
 def test_trouble_that_does_not_pass_is_a_refusal_of_this_prompt_not_remembered(trouble):
     with Judge(lambda path, body: PASSING[trouble]()) as judge:

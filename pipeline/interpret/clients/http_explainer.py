@@ -39,7 +39,8 @@ class HttpExplainer:
             answer = self.server.call("chat/completions", body)
         except PromptRefused as refusal:
             return Text(None, why=refusal.why, keep=refusal.keep)
-        return Text(written(answer), usage(answer, time.perf_counter() - started))
+        seconds, text = time.perf_counter() - started, "".join(turn["content"] for turn in turns)
+        return Text(written(answer), usage(answer, seconds, text, self.most_tokens))
 
 
 def written(answer: dict[str, Any]) -> str | None:
@@ -52,10 +53,11 @@ def written(answer: dict[str, Any]) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def usage(answer: dict[str, Any], seconds: float) -> Usage:
-    """What the server says it counted; zeros where it says nothing."""
+def usage(answer: dict[str, Any], seconds: float, prompt: str, most_tokens_out: int) -> Usage:
+    """What the server says it counted. Where it says nothing, the most it can have been, so that a budget holds for it as well."""
     counted = answer.get("usage")
     counts = counted if isinstance(counted, dict) else {}
-    tokens = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens_in, tokens_out = (count if isinstance(count, int) and count >= 0 else 0 for count in tokens)
+    most = {"prompt_tokens": len(prompt.encode("utf-8", "replace")), "completion_tokens": most_tokens_out}
+    told = {name: counts.get(name) for name in most}
+    tokens_in, tokens_out = (n if isinstance(n, int) and n >= 0 else most[name] for name, n in told.items())
     return Usage(tokens_in, tokens_out, seconds)

@@ -60,7 +60,7 @@ class HttpSimulator:
                 answer = self._ask(begin + lines + CLOSING)
             except PromptRefused as refusal:
                 return Simulation(None, cost, why=refusal.why, keep=refusal.keep)
-            added = usage(answer, time.perf_counter() - started)
+            added = usage(answer, time.perf_counter() - started, begin + lines + CLOSING, most_tokens_out=1)
             cost = Usage(
                 cost.tokens_in + added.tokens_in, cost.tokens_out + added.tokens_out, cost.seconds + added.seconds
             )

@@ -52,7 +52,8 @@ class NumberSimulator:
             answer = self.server.call("chat/completions", body)
         except PromptRefused as refusal:
             return Simulation(None, why=refusal.why, keep=refusal.keep)
-        cost = usage(answer, time.perf_counter() - started)
+        asked = "".join(turn["content"] for turn in turns)
+        cost = usage(answer, time.perf_counter() - started, asked, most)
         text = written(answer)
         if text is None:
             return Simulation(None, cost)
