@@ -54,7 +54,7 @@ def written(answer: dict[str, Any]) -> str | None:
 
 
 def usage(answer: dict[str, Any], seconds: float, prompt: str, most_tokens_out: int) -> Usage:
-    """What the server says it counted. Where it says nothing, the most it can have been, so that a budget holds for it as well."""
+    """What the server says it counted; where it says nothing, the most it can have been, so that a budget holds all the same."""
     counted = answer.get("usage")
     counts = counted if isinstance(counted, dict) else {}
     most = {"prompt_tokens": len(prompt.encode("utf-8", "replace")), "completion_tokens": most_tokens_out}
