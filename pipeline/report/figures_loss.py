@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def loss_curves(study: Study, rows: Rows) -> Figure | None:
             own = [cell for cell in shown if cell.architecture == architecture]
             labelled = labelled_depths([cell.model.n_layer for cell in own])
             ends = [_curve(canvas, axes, study, cell, curves[cell.name]) for cell in own]
-            _unigram_line(axes, study.unigram_entropy)
+            _unigram_line(axes, study.unigram_entropy, "left")  # the curves' labels stand at the right
             axes.set_title(ARCHITECTURES[architecture])
             axes.set_xlabel("tokens seen")
             axes.xaxis.set_major_formatter(lambda value, _: amount(value) if value else "0")
@@ -81,18 +81,19 @@ def _curve(canvas: Canvas, axes: Axes, study: Study, cell: Cell, rows: Rows) -> 
     return x[-1], y[-1], depth_label(study, cell), shade
 
 
-def _unigram_line(axes: Axes, entropy: float | None) -> None:
+def _unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "right"] = "right") -> None:
     """The unigram entropy as a line, or as a note at the edge where it would push the data together."""
     if entropy is None:
         return
     low, high = axes.get_ylim()
     said = f"unigram entropy {entropy:.2f}"
-    style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": "right", "textcoords": "offset points"}
+    style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
+    x, inwards = (1, -2) if side == "right" else (0, 2)
     if low - 0.7 * (high - low) <= entropy <= high + 0.7 * (high - low):
         axes.axhline(entropy, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1)
-        axes.annotate(said, (1, entropy), (-2, 4), xycoords=("axes fraction", "data"), **style)
+        axes.annotate(said, (x, entropy), (inwards, 4), xycoords=("axes fraction", "data"), **style)
     else:
-        axes.annotate(f"{said} \N{UPWARDS ARROW}", (1, 1), (-2, -4), xycoords="axes fraction", va="top", **style)
+        axes.annotate(f"{said} \N{UPWARDS ARROW}", (x, 1), (inwards, -4), xycoords="axes fraction", va="top", **style)
 
 
 def scaling(study: Study) -> Figure | None:
