@@ -14,7 +14,7 @@ sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
 
 test: .venv/judges
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: setup
 	$(BIN)/python -m ruff check .

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from crate_model.flops import count_parameters, six_n_flops_per_token, train_flops_per_token
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.config import RuntimeConfig
 from pipeline.config_load import Cell, LoadedConfig
 from pipeline.dag import Plan, training_flops, why_made
-from pipeline.forecast.assumed import Assumed
+from pipeline.forecast.assumed import CORES, Assumed
 from pipeline.forecast.machine import Rates
 from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
 from pipeline.forecast.sweep import forecast
@@ -31,7 +32,10 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     that is assumed the `forecast` and the `totals` of what is yet to be made.
     """
     tokens = estimate(plan.loaded.config.tokens, os.cpu_count() or 1, kept.get("tokens"))
-    found = forecast(_with_text(plan.loaded, tokens), assumed.machine, kept=kept)
+    loaded = _with_text(plan.loaded, tokens)
+    if assumed.device == CORES:  # they count as one device: there is none to share out among workers
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": RuntimeConfig()}))
+    found = forecast(loaded, assumed.machine, kept=kept)
     rate = assumed.machine.peak_flops * Rates().train_utilisation
     cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
     steps = [

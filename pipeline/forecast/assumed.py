@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.pretrain.meter import peak_flops
 
+CORES = "device"  # the name of this machine's cores taken together
 USUAL_GPU, USUAL_GPUS, CORES_A_GPU = "H100", 8, 8
 
 
@@ -45,7 +46,7 @@ def assume(gpu: str = "", gpus: int = 0, only_gpus: bool = False) -> Assumed:
         return _gpus(torch.cuda.get_device_name(0), here, " found here")
     cores = os.cpu_count() or 1
     machine = Machine(1, cores, _matrix_product_rate(), gpus_per_node=1)
-    return Assumed(machine, "device", f"no GPU is here or named (--gpu H100 --gpus 8): {cores} cores as one device")
+    return Assumed(machine, CORES, f"no GPU is here or named (--gpu H100 --gpus 8): {cores} cores as one device")
 
 
 def _gpus(name: str, count: int, how: str) -> Assumed:

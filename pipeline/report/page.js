@@ -47,8 +47,9 @@ function csvButton(table) {
 // Figures: the text of a mark under the pointer or the keyboard's focus.
 function tips() {
   const tip = document.getElementById("tip");
+  let mark = null;
   const show = (element) => {
-    const mark = element?.closest?.(".mark");
+    mark = element?.closest?.(".mark");
     if (!mark) { tip.hidden = true; return; }
     tip.textContent = mark.dataset.tip;
     tip.hidden = false;
@@ -59,7 +60,7 @@ function tips() {
     tip.style.top = (top < 8 ? box.bottom + 8 : top) + "px";
   };
   for (const name of ["pointerover", "focusin"]) document.addEventListener(name, (event) => show(event.target));
-  document.addEventListener("scroll", () => show(document.activeElement), { passive: true }); // taking the focus scrolls, too
+  document.addEventListener("scroll", () => show(mark), { passive: true }); // taking the focus scrolls, too
 }
 
 // Links to a cell open its settings.

@@ -17,7 +17,7 @@ def train_one(root: str, name: str, **runtime: Any) -> Path:
 
     from pipeline.artifacts.store import Store
 
-    job = make_job(Path(root), Store(Path(root) / "store").get("tokens", "7" * 32), name, total_tokens=100 * 256)
+    job = make_job(Path(root), Store(Path(root) / "store").get("tokens", "7" * 32), name, total_tokens=300 * 256)
     job = with_runtime(job, optimizer="torch_fused", checkpoint_every_steps=5, **runtime)
 
     def task() -> Any:

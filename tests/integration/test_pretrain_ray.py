@@ -44,7 +44,7 @@ def core(root: Path) -> dict[str, str]:
         "from pipeline.pretrain.logbook import Wishes\n"
         "from pipeline.pretrain.worker import work\n"
         "root = Path(sys.argv[1])\n"
-        "job = make_job(root, Store(root / 'store').get('tokens', '7' * 32), 'core', total_tokens=100 * 256)\n"
+        "job = make_job(root, Store(root / 'store').get('tokens', '7' * 32), 'core', total_tokens=300 * 256)\n"
         "with process_group(60): work(with_runtime(job, optimizer='torch_fused'), torch.device('cpu'), Wishes())\n"
     )
     arguments = [sys.executable, "-W", "ignore", "-c", code, str(root), str(HERE.parent), str(HERE.parents[1])]
@@ -71,7 +71,7 @@ def wait_for_step(root: Path, name: str, step: int) -> None:
 def core_of_two(root: Path) -> dict[str, str]:
     """Hashes of what two ranks of the loop make without Ray."""
     pair = Ranks(2)
-    pair.train(Order(str(root), "core-of-two", {"total_tokens": 100 * 256}))
+    pair.train(Order(str(root), "core-of-two", {"total_tokens": 300 * 256}))
     pair.close()
     return hashes(root / "core-of-two")
 
@@ -120,13 +120,13 @@ def test_killed_driver_and_killed_cluster_end_in_the_same_bits(root: Path, core:
         driver.wait()
         wait_until_gone(root)
         reached = resume.steps(resume_folder(root, "driver"))[-1]
-        assert reached < 100
+        assert reached < 300
     driver = start_driver(root)
     output = driver.communicate(timeout=280)[0]
     assert "trained" in output, output
     assert hashes(root / "driver") == core
     outcome = json.loads((root / "store" / ".scratch" / "driver" / "outcome.json").read_text())
-    assert outcome["summary"]["train_tokens"] == 100 * 256
+    assert outcome["summary"]["train_tokens"] == 300 * 256
 
 
 def start_driver(root: Path) -> subprocess.Popen[str]:
