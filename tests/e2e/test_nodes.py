@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,10 @@ class Nodes:
         self.workers.append(self._start(f"--address={self.address}", "--num-cpus=1"))
         return self.workers[-1]
 
+    def wait_for_nodes(self, number: int) -> None:
+        log = self.folder / "nodes.log"
+        wait_until(lambda: log.read_text().count("Ray runtime started") == number)
+
     def _start(self, *arguments: str) -> subprocess.Popen:
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
         options = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
@@ -61,9 +65,10 @@ def nodes() -> Iterator[Nodes]:
     cluster = Nodes(folder, variables)
     started = [cluster.start_head()]
     try:
-        wait_until(lambda: "Ray runtime started" in (folder / "nodes.log").read_text(), started[0])
-        started += [cluster.add_worker() for _ in range(3)]
-        wait_until(lambda: (folder / "nodes.log").read_text().count("Ray runtime started") == 4, started[0])
+        cluster.wait_for_nodes(1)
+        for number in (2, 3, 4):  # one after the other: together they take longer to start than Ray waits
+            cluster.add_worker()
+            cluster.wait_for_nodes(number)
         yield cluster
     finally:
         for process in [*cluster.workers, *started]:
@@ -73,10 +78,10 @@ def nodes() -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(condition: object, process: subprocess.Popen) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None and time.monotonic() < deadline
+    while not condition():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.2)
 
 
