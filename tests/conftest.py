@@ -61,11 +61,3 @@ def built_report(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("report")
     return build(small_sweep(folder / "store"), folder / "report")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n 2`) a file's tests stay together, as do all that ask about one finished sweep."""
-    for item in items:
-        shared = "swept" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("swept" if shared else str(item.path)))
