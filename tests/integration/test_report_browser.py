@@ -135,10 +135,15 @@ def test_marks_tell_their_values_to_pointer_and_keyboard(page: Any) -> None:
     text = page.execute_script(f"return {tip}.hidden ? '' : {tip}.textContent")
     assert text.startswith("crate-1l: ")
     assert text.endswith("parameters")
-    box = page.execute_script(
-        "const m = document.querySelectorAll('#fig-scaling .mark')[1];"
-        "m.scrollIntoView({block: 'center', behavior: 'instant'});"
-        "const b = m.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
+    page.execute_script(
+        "document.querySelectorAll('#fig-scaling .mark')[1].scrollIntoView({block: 'center', behavior: 'instant'})"
+    )
+    place = (
+        "const b = document.querySelectorAll('#fig-scaling .mark')[1].getBoundingClientRect();"
+        "return [b.x + b.width / 2, b.y + b.height / 2]"
+    )
+    box = wait(
+        lambda: (found := page.execute_script(place), time.sleep(0.3))[0] == page.execute_script(place) and found
     )
     page.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": box[0], "y": box[1]})
     wait(lambda: page.execute_script(f"return {tip}.textContent.startsWith('crate-2l: ') && !{tip}.hidden"))
