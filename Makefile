@@ -13,8 +13,10 @@ CONFIG ?= configs/quickstart.yaml
 sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
 
+# Whole sweeps use both cores themselves: they run one after the other.
 test: .venv/judges
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --ignore tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 check: setup
 	$(BIN)/python -m ruff check .
