@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import figures_edits, figures_loss, figures_scores
+from pipeline.report import figures_edits, figures_layers, figures_loss, figures_scores
 from pipeline.report.study import Study
 from pipeline.report.style import Figure
 from pipeline.report.tables import Tables
@@ -22,8 +22,8 @@ def all_figures(study: Study, tables: Tables) -> list[Figure]:
         figures_scores.against_loss(study, means),
         figures_scores.against_tokens(study, means),
         figures_scores.coverage(study, scores),
-        figures_scores.sparsity(study, tables.get("layer_statistics", [])),
-        figures_scores.coding_rate(study, tables.get("layer_diagnostics", [])),
+        figures_layers.sparsity(study, tables.get("layer_statistics", [])),
+        figures_layers.coding_rate(study, tables.get("layer_diagnostics", [])),
         figures_edits.steering_doses(study, tables.get("steering_doses", [])),
         figures_edits.autoencoders(study, tables.get("saes", [])),
         figures_edits.densities(study, tables.get("sae_densities", [])),

@@ -10,13 +10,10 @@ from pipeline.report.figures_loss import hollow
 from pipeline.report.looks import (
     colour,
     dashes,
-    depth_label,
-    end_labels,
     label_point,
     link_to,
     log_axis,
     marker,
-    strength,
 )
 from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Study
@@ -35,7 +32,6 @@ OUTCOMES = {
     "n_refused": ("refused", "lost"),
     "n_over_budget": ("over budget", "muted"),
 }
-RATES = {"coding_rate": "After attention", "coding_rate_before": "What attention takes away"}
 Rows = Sequence[dict[str, Any]]
 Shifts = dict[tuple[str, bool], float]  # (architecture, neurons rather than features) -> from the layer's tick
 
@@ -383,104 +379,3 @@ def _outcome_shares(rows: Rows, metric: str, names: Sequence[str]) -> dict[str, 
         total = sum(row["n_neurons"] for row in own) or 1
         found[name] = {column: sum(row[column] for row in own) / total for column in OUTCOMES}
     return found
-
-
-def sparsity(study: Study, rows: Rows) -> Figure | None:
-    """Share of tokens on which a neuron fires, and of neurons that never did, by layer."""
-    return by_layer(
-        study,
-        rows,
-        "sparsity",
-        "Sparsity of the code, by layer",
-        "Mean share of a layer's neurons that are above zero at a token, and of those that never were. Random-only scores "
-        "punish dense neurons by construction: compare them at equal sparsity.",
-        {
-            "active neurons a token, %": lambda row: 100 * row["active"],
-            "dead neurons, %": lambda row: 100 * row["dead"],
-        },
-    )
-
-
-def coding_rate(study: Study, rows: Rows) -> Figure | None:
-    """How far each layer's attention compresses its tokens: CRATE only, which has the subspaces to tell it by."""
-    rows = [row for row in rows if row["coding_rate"] is not None]
-    if not rows:
-        return None
-    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
-
-    def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(2, 2, 2.8, legend=False)
-        for axes, (column, title) in zip(panels, RATES.items(), strict=True):
-            ends = []
-            for cell in (study.by_name[name] for name in names):
-                own = [row for row in rows if row["cell"] == cell.name]
-                values = [row[column] if column == "coding_rate" else row[column] - row["coding_rate"] for row in own]
-                ends.append(_layer_line(canvas, axes, study, cell, [row["layer"] for row in own], values, title))
-            axes.set_title(title)
-            axes.set_xticks(sorted({row["layer"] for row in rows}))
-            axes.set_xlabel("layer")
-            axes.margins(x=0.1)
-            end_labels(axes, ends)
-        panels[0].set_ylabel("nats a token")
-        return drawing
-
-    said = "; ".join(
-        f"{r['cell']} layer {r['layer']} {r['coding_rate_before']:.3g} to {r['coding_rate']:.3g}" for r in rows
-    )
-    return Figure(
-        "coding_rate",
-        "Coding rate, by layer",
-        "R^c of the tokens under the subspaces of a CRATE layer's attention, on a few validation windows. Attention is derived "
-        "as a step that lowers it; training is plain cross entropy, so whether it does is a measurement.",
-        f"Coding rate in nats a token, before and after attention: {said}.",
-        draw,
-    )
-
-
-def by_layer(
-    study: Study,
-    rows: Rows,
-    name: str,
-    title: str,
-    caption: str,
-    values: dict[str, Callable[[dict[str, Any]], float]],
-) -> Figure | None:
-    """Values of every layer by their axis' label, a panel each and an architecture, a line a model."""
-    architectures = [
-        a for a in study.architectures if any(study.by_name[row["cell"]].architecture == a for row in rows)
-    ]
-    if not architectures:
-        return None
-
-    def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(values) * len(architectures), 2, 2.8, legend=False)
-        pairs = [(axis, architecture) for axis in values for architecture in architectures]
-        for axes, (axis, architecture) in zip(panels, pairs, strict=True):
-            ends, value_of = [], values[axis]
-            for cell in study.of(architecture):
-                own = [row for row in rows if row["cell"] == cell.name]
-                if own:
-                    x, y = [row["layer"] for row in own], [value_of(row) for row in own]
-                    ends.append(_layer_line(canvas, axes, study, cell, x, y, axis))
-            axes.set_title(ARCHITECTURES[architecture])
-            axes.set_xticks(sorted({row["layer"] for row in rows}))
-            axes.set_xlabel("layer")
-            axes.margins(x=0.1)
-            axes.set_ylim(0, 1.08 * max(map(value_of, rows)) or 1)
-            axes.set_ylabel(axis)
-            end_labels(axes, ends)
-        return drawing
-
-    said = {axis: [f"{row['cell']} layer {row['layer']} {of(row):.3g}" for row in rows] for axis, of in values.items()}
-    return Figure(name, title, caption, " ".join(f"{axis}: {'; '.join(texts)}." for axis, texts in said.items()), draw)
-
-
-def _layer_line(
-    canvas: Canvas, axes: Axes, study: Study, cell: Cell, x: list[int], y: list[float], axis: str
-) -> tuple[float, float, str, str]:
-    """Draw a model's line; its end, with the label that belongs there."""
-    alpha = strength(study, cell)
-    axes.plot(x, y, color=colour(cell), alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
-    tips = [(f"{cell.name} layer {a}: {b:.3g} ({axis})", link_to(cell)) for a, b in zip(x, y, strict=True)]
-    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=4.5)
-    return x[-1], y[-1], depth_label(study, cell), colour(cell)
