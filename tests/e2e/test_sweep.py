@@ -21,13 +21,13 @@ def test_every_step_left_its_artifact_under_a_name(swept: Path) -> None:
     assert "crate-1l" in page and "gpt2-1l" in page
 
 
-def test_the_models_learned_more_than_word_frequencies(swept: Path) -> None:
+def test_the_models_learned(swept: Path) -> None:
     run = swept.parent / "store" / "runs" / "tiny"
     for cell in ("crate-1l", "gpt2-1l"):
-        curve_start = json.loads((run / cell / "pretrain" / "manifest.json").read_text())["summary"]
+        trained = json.loads((run / cell / "pretrain" / "manifest.json").read_text())["summary"]
         evaluation = json.loads((run / cell / "evaluate" / "manifest.json").read_text())["summary"]
-        assert evaluation["val_loss"] < 10.0 < 10.83  # ln 50304 is where it began
-        assert curve_start["train_tokens"] == 12_800
+        assert evaluation["val_loss"] < 10.0  # it began at ln 50304, 10.83
+        assert trained["train_tokens"] == 12_800
 
 
 def test_running_again_makes_nothing_and_is_quick(swept: Path) -> None:
