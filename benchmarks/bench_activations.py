@@ -20,18 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-RESULTS = ROOT / "benchmarks" / "results" / "activations.jsonl"
+from verdicts import Verdicts, in_new_process
+
 VOCABULARY = 50_257
 
 
@@ -220,70 +217,45 @@ def peak() -> int:
 SIDES = {f.__name__: f for f in (plain, stage, one_worker, core, small_core, forward, body, one_neuron)}
 
 
-def in_new_process(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", side, str(folder), str(n_tokens)]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures = json.loads(out.splitlines()[-1])
+def side_by_side(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
+    figures = in_new_process("--side", side, folder, n_tokens)
     print(f"  {side}, {n_tokens} tokens: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
     return figures
 
 
-def result(name: str, value: float, unit: str, target: str, met: bool) -> bool:
-    print(f"RESULT {name} {value:.3g} {unit} target {target} {'met' if met else 'missed'}", flush=True)
-    return met
-
-
-def host() -> dict[str, Any]:
-    from pipeline.runtime import git_revision, processor_name
-
-    facts = {"cpu": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "git": git_revision()}
-    return facts | {name: metadata.version(name) for name in ("torch", "ray", "pyarrow")}
-
-
-def measure(folder: Path, quick: bool) -> tuple[list[bool], dict[str, Any]]:
-    n_tokens = 2**17 if quick else 2**20
-    rounds = 1 if quick else 3
+def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
+    n_tokens, rounds = (2**17, 1) if quick else (2**20, 3)
     few, many = (100_000, 1_000_000) if quick else (500_000, 5_000_000)
-    runs: dict[str, Any] = {side: [] for side in ("core", "forward", "body", "stage", "one_worker")}
+    runs: dict[str, Any] = {side: [] for side in ("core", "forward", "body", "stage")}
     for _ in range(rounds):
         for side in ("forward", "core", "body"):
-            runs[side].append(in_new_process(side, folder, n_tokens))
-    runs["plain"] = [in_new_process("plain", folder, n_tokens)]
+            runs[side].append(side_by_side(side, folder, n_tokens))
+    runs["plain"] = [side_by_side("plain", folder, n_tokens)]
     for _ in range(rounds):
-        runs["stage"].append(in_new_process("stage", folder, n_tokens))
-    runs["memory"] = [in_new_process("small_core", folder, n) for n in (few, many)]
+        runs["stage"].append(side_by_side("stage", folder, n_tokens))
+    runs["memory"] = [side_by_side("small_core", folder, n) for n in (few, many)]
+    runs["one_neuron"] = [side_by_side("one_neuron", folder, n_tokens)]
 
     def rate(side: str) -> float:
         return median(run["tokens_per_second"] for run in runs[side])
 
     seconds = median(run["seconds"] for run in runs["stage"])
-    faster, smaller = runs["plain"][0]["seconds"] / seconds, runs["plain"][0]["bytes"] / runs["stage"][0]["bytes"]
     growth = runs["memory"][1]["peak_bytes"] / runs["memory"][0]["peak_bytes"]
-    met = [
-        result("records_speed", faster, "x", ">=15", faster >= 15),
-        result("records_size", smaller, "x smaller", ">=20", smaller >= 20),
-        result(
-            "extraction_over_forward",
-            rate("core") / rate("forward"),
-            "x",
-            ">=0.6",
-            rate("core") >= 0.6 * rate("forward"),
-        ),
-        result("peak_memory_at_10x_tokens", growth, "x", "0.9..1.1", 0.9 <= growth <= 1.1),
-    ]
-    runs["one_neuron"] = [in_new_process("one_neuron", folder, n_tokens)]
+    verdicts.at_least("records_speed", runs["plain"][0]["seconds"] / seconds, "x", 15)
+    verdicts.at_least("records_size", runs["plain"][0]["bytes"] / runs["stage"][0]["bytes"], "x smaller", 20)
+    verdicts.at_least("extraction_over_forward", rate("core") / rate("forward"), "x", 0.6)
+    verdicts.measured("extraction_over_pass_to_last_neurons", rate("core") / rate("body"), "x")
+    verdicts.between("peak_memory_at_10x_tokens", growth, "x", 0.9, 1.1)
     for name in ("open", "read"):
-        milliseconds = runs["one_neuron"][0][f"{name}_ms"]
-        met.append(result(f"one_neuron_{name}", milliseconds, "ms", "<=100", milliseconds <= 100))
-    print(f"  beside it: {rate('core') / rate('body'):.2f} x a pass that stops at the last neurons")
-    if (os.cpu_count() or 1) >= 2:
-        runs["one_worker"] = [in_new_process("one_worker", folder, n_tokens) for _ in range(rounds)]
+        verdicts.at_most(f"one_neuron_{name}", runs["one_neuron"][0][f"{name}_ms"], "ms", 100)
+    cores = os.cpu_count() or 1
+    if cores >= 2:
+        runs["one_worker"] = [side_by_side("one_worker", folder, n_tokens) for _ in range(rounds)]
         gain = median(run["seconds"] for run in runs["one_worker"]) / seconds
-        cores = os.cpu_count() or 1
-        met.append(result(f"speed_of_{cores}_workers", gain, "x one's", f">={0.75 * cores:.3g}", gain >= 0.75 * cores))
+        verdicts.at_least(f"speed_of_{cores}_workers", gain, "x one's", 0.75 * cores)
     else:
-        print("RESULT speed_of_2_workers 0 x one's target >=1.5 not run: one core")
-    return met, {"n_tokens": n_tokens, "runs": runs}
+        verdicts.not_run("speed_of_2_workers", "x one's", ">= 1.5", "one core")
+    return {"n_tokens": n_tokens, "runs": runs}
 
 
 def main() -> int:
@@ -295,12 +267,9 @@ def main() -> int:
         side, folder, n_tokens = arguments.side
         print(json.dumps(SIDES[side](Path(folder), int(n_tokens))))
         return 0
+    verdicts = Verdicts("activations", "torch", "ray", "pyarrow")
     with tempfile.TemporaryDirectory() as folder:
-        met, figures = measure(Path(folder), arguments.quick)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
-    return 0 if all(met) else 1
+        return verdicts.write(measure(Path(folder), arguments.quick, verdicts))
 
 
 if __name__ == "__main__":

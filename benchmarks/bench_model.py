@@ -12,20 +12,15 @@ as not run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "benchmarks" / "results" / "model.jsonl"
+from verdicts import Verdicts, in_new_process
+
 WORDS = 50304
 
 
@@ -180,34 +175,6 @@ def peak_bytes(side: str, n_ctx: int) -> int:
     return memory("VmHWM") - before
 
 
-def peak_in_new_process(side: str, n_ctx: int) -> int:
-    command = [sys.executable, __file__, "--peak", side, "--context", str(n_ctx)]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-
-
-def result(name: str, value: float, bound: str, met: bool) -> bool:
-    print(f"RESULT {name} {value:.3g} x target {bound} {'met' if met else 'missed'}", flush=True)
-    return met
-
-
-def not_run(name: str, unit: str, bound: str) -> None:
-    print(
-        f"RESULT {name} nan {unit} target {bound} not run: no CUDA GPU here, and no code for it in this program",
-        flush=True,
-    )
-
-
-def host() -> dict:
-    from crate_model.ops import precision
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {"torch": metadata.version("torch"), "python": sys.version.split()[0]}
-    about = {"cpu": cpu, "cores": os.cpu_count(), "fast_bf16": precision.fast_bf16(), "load": os.getloadavg()[0]}
-    return about | {"versions": versions, "git": sha}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="256 tokens, few rounds, 40 steps of training")
@@ -218,42 +185,32 @@ def main() -> int:
         print(peak_bytes(options.peak, options.context))
         return 0
     n_ctx, rounds, n_steps = (256, 3, 40) if options.quick else (1024, 7, 200)
+    from crate_model.ops import precision
+
+    verdicts = Verdicts("model", "torch")
     two, one = training_steps(2, n_ctx, rounds), training_steps(1, n_ctx, max(3, rounds // 2))
-    cast, block = autocast_steps(n_ctx, 1 if options.quick else 2), ista_block(3 * rounds)
-    peaks = {side: peak_in_new_process(side, n_ctx) for side in ("plain", "ours")}
+    default = "ours_bf16_weights" if precision.fast_bf16() else "ours_fp32"
+    verdicts.at_least("step_default_to_fp32_yardstick", ratio(two, "plain_fp32", default), "x", 2.4)
+    verdicts.at_least("step_fp32_to_fp32_yardstick", ratio(two, "plain_fp32", "ours_fp32"), "x", 1.3)
+    bf16 = ratio(two, "plain_fp32", "ours_bf16_weights"), ratio(one, "plain_fp32", "ours_bf16_weights")
+    verdicts.measured("step_bf16_weights_to_fp32_yardstick", bf16[0], "x")
+    verdicts.measured("step_bf16_weights_one_thread", bf16[1], "x")
+    cast = autocast_steps(n_ctx, 1 if options.quick else 2)
+    verdicts.at_least("step_default_to_bf16_yardstick", ratio(cast, "plain_autocast", "ours_default"), "x", 1.7)
+    block = ista_block(3 * rounds)
+    verdicts.at_least("ista_block_d768", ratio(block, "plain", "ours"), "x", 1.2)
+    peaks = {side: in_new_process("--peak", side, "--context", n_ctx) for side in ("plain", "ours")}
+    verdicts.at_most("peak_memory", peaks["ours"] / peaks["plain"], "x", 0.4)
     curve = loss_difference(n_steps)
-    about = host()
-    default = "ours_bf16_weights" if about["fast_bf16"] else "ours_fp32"
-    memory, noise = peaks["ours"] / peaks["plain"], curve["ours_to_plain"] / curve["seed_to_seed"]
-    speeds = [
-        ("model_step_default_to_fp32_yardstick", ratio(two, "plain_fp32", default), 2.4),
-        ("model_step_default_to_bf16_autocast_yardstick", ratio(cast, "plain_autocast", "ours_default"), 1.7),
-        ("model_step_fp32_to_fp32_yardstick", ratio(two, "plain_fp32", "ours_fp32"), 1.3),
-        ("model_step_bf16_weights_to_fp32_yardstick", ratio(two, "plain_fp32", "ours_bf16_weights"), 1.0),
-        ("model_step_bf16_weights_one_thread", ratio(one, "plain_fp32", "ours_bf16_weights"), 1.0),
-        ("model_ista_block_d768", ratio(block, "plain", "ours"), 1.2),
-    ]
-    met = [result(name, value, f">={bound}", value >= bound) for name, value, bound in speeds]
-    met.append(result("model_peak_memory", memory, "<=0.4", memory <= 0.4))
-    met.append(result("model_loss_difference_to_seed_noise", noise, "<=1", noise <= 1))
-    not_run("model_crate_b_share_of_bf16_peak", "%", ">=45")
-    not_run("model_gpt2_b_share_of_bf16_peak", "%", ">=45")
-    not_run("model_gpt2_b_h200", "tokens/s", ">=520000")
-    not_run("model_triton_ista_to_compiled_eager", "x", ">=1.25")
-    figures = {
-        "context": n_ctx, "two_threads": two, "one_thread": one, "autocast": cast, "ista_block": block,
-        "peak_bytes": peaks, "loss_curve": curve, "steps": n_steps, "ratios": dict((name, value) for name, value, _ in speeds),
-    }  # fmt: skip
-    line = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(sys.argv),
-        **about,
-        "figures": figures,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    return 0 if all(met) else 1
+    verdicts.at_most("loss_difference_to_seed_noise", curve["ours_to_plain"] / curve["seed_to_seed"], "x", 1)
+    no_gpu = "no CUDA GPU here, and no code for it in this program"
+    verdicts.not_run("crate_b_share_of_bf16_peak", "%", ">= 45", no_gpu)
+    verdicts.not_run("gpt2_b_share_of_bf16_peak", "%", ">= 45", no_gpu)
+    verdicts.not_run("gpt2_b_h200", "tokens/s", ">= 520000", no_gpu)
+    verdicts.not_run("triton_ista_to_compiled_eager", "x", ">= 1.25", no_gpu)
+    figures = {"two_threads": two, "one_thread": one, "autocast": cast, "ista_block": block, "peak_bytes": peaks}
+    about = {"context": n_ctx, "steps": n_steps, "fast_bf16": precision.fast_bf16()}
+    return verdicts.write(about | figures | {"loss_curve": curve})
 
 
 if __name__ == "__main__":

@@ -13,23 +13,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-RESULTS = ROOT / "benchmarks" / "results" / "pretrain.jsonl"
+from verdicts import ROOT, Verdicts, in_new_process
+
+sys.path.insert(0, str(ROOT / "tests"))
 WARM = 10  # steps before the clock starts
 CHECKPOINT_EVERY = 50
 SIZES = {"1L": (1, 4, 128), "2L": (2, 4, 128), "3L": (3, 4, 128), "S": (6, 12, 768), "B": (12, 12, 768)}
 TOTAL_TOKENS = 157_286_400_000
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def make_job(folder: Path, name: str, steps: int, **runtime: Any) -> Any:
@@ -157,13 +155,6 @@ def checkpoints(folder: Path, steps: int) -> dict[str, float]:
     }
 
 
-def in_new_process(side: str, folder: Path, steps: int) -> dict[str, float]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", __file__, "--side", side, str(folder), str(steps)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # ---- on a GPU -----------------------------------------------------------------------------------------------------------
 
 
@@ -223,39 +214,36 @@ def training_speed(architecture: str, size: str) -> dict[str, Any]:
     return best | {"ladder_hours": TOTAL_TOKENS / best["tokens_per_second"] / 3600}
 
 
-def on_gpu(figures: dict[str, Any]) -> None:
+def on_gpu(figures: dict[str, Any], verdicts: Verdicts) -> None:
     from pipeline.pretrain.__main__ import process_group
 
     with process_group(300):
         figures["optimizer_ms"] = optimizer_times()
         for name, milliseconds in figures["optimizer_ms"].items():
-            result(f"optimizer_step_b_{name}", milliseconds, "ms", "-", None)
+            verdicts.measured(f"optimizer_step_b_{name}", milliseconds, "ms")
         hours = 0.0
         for size in SIZES:
             for architecture in ("crate", "gpt2"):
                 speed = figures[f"{architecture}_{size}"] = training_speed(architecture, size)
                 hours += speed["ladder_hours"]
-                result(f"train_{architecture}_{size}", speed["tokens_per_second"], "tokens/s", "-", None)
-                result(f"mfu_{architecture}_{size}", speed.get("mfu", float("nan")), "x", "-", None)
-        figures["ladder_gpu_hours"] = hours
-        result("ladder_gpu_hours", hours, "h", "-", None)
+                verdicts.measured(f"train_{architecture}_{size}", speed["tokens_per_second"], "tokens/s")
+                verdicts.measured(f"mfu_{architecture}_{size}", speed.get("mfu", float("nan")), "x")
+        verdicts.measured("ladder_gpu_hours", hours, "h")
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------------
-
-
-def result(name: str, value: float, unit: str, bound: str, met: bool | None) -> bool:
-    verdict = "measured" if met is None else "met" if met else "missed"
-    print(f"RESULT {name} {value:.4g} {unit} target {bound} {verdict}", flush=True)
-    return met is not False
-
-
-def host() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    versions = {name: metadata.version(name) for name in ("torch", "deepspeed", "ray")}
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions, "git": sha}
+def on_cpu(folder: Path, steps: int, rounds: int, verdicts: Verdicts) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
+    for number in range(rounds):
+        for side, done in runs.items():
+            place = folder / f"{side}{number}"
+            place.mkdir()
+            done.append(in_new_process("--side", side, place, steps, **ONE_THREAD))
+            print(f"  {side}: {done[-1]['tokens_per_second']:.0f} tokens/s, last loss {done[-1]['last_loss']:.4f}")
+    ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["bare"], strict=True)]
+    verdicts.at_least("loop_vs_bare", median(ratios), "x", 0.95)
+    written = in_new_process("--side", "checkpoints", folder, max(steps, 110), **ONE_THREAD)
+    verdicts.at_most("step_during_write", written["step_during_write"] / written["median_step"], "x", 1.1)
+    return {"runs": runs, "checkpoints": written}
 
 
 def main() -> int:
@@ -269,42 +257,17 @@ def main() -> int:
         print(json.dumps(measure(Path(folder), int(steps))))
         return 0
     steps, rounds = (60, 1) if arguments.quick else (310, 2)
-    figures: dict[str, Any] = {"steps": steps}
+    verdicts = Verdicts("pretrain", "torch", "deepspeed", "ray")
     with tempfile.TemporaryDirectory() as temporary:
-        met = on_cpu(Path(temporary), steps, rounds, figures)
+        figures = {"steps": steps} | on_cpu(Path(temporary), steps, rounds, verdicts)
     import torch
 
     if torch.cuda.is_available():
-        on_gpu(figures)
+        on_gpu(figures, verdicts)
     else:
         for name in ("optimizer_step_b", "train_tokens_per_second", "mfu", "ladder_gpu_hours"):
-            print(f"RESULT {name} - - target - not run: no CUDA GPU")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
-    return 0 if met else 1
-
-
-def on_cpu(folder: Path, steps: int, rounds: int, figures: dict[str, Any]) -> bool:
-    runs: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
-    for number in range(rounds):
-        for side, done in runs.items():
-            place = folder / f"{side}{number}"
-            place.mkdir()
-            done.append(in_new_process(side, place, steps))
-            print(f"  {side}: {done[-1]['tokens_per_second']:.0f} tokens/s, last loss {done[-1]['last_loss']:.4f}")
-    figures["runs"] = runs
-    ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["bare"], strict=True)]
-    figures["loop_vs_bare"] = median(ratios)
-    figures["checkpoints"] = written = in_new_process("checkpoints", folder, max(steps, 110))
-    figures["write_vs_median"] = written["step_during_write"] / written["median_step"]
-    print(f"  steps: median {written['median_step']:.3f} s, during a write {written['step_during_write']:.3f} s")
-    return all(
-        [
-            result("loop_vs_bare", figures["loop_vs_bare"], "x", ">=0.95", figures["loop_vs_bare"] >= 0.95),
-            result("step_during_write", figures["write_vs_median"], "x", "<=1.1", figures["write_vs_median"] <= 1.1),
-        ]
-    )
+            verdicts.not_run(name, "", "", "no CUDA GPU")
+    return verdicts.write(figures)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "benchmarks" / "results" / "report.jsonl"
+from verdicts import Verdicts, in_new_process
+
 MB = 10**6
 SEEDS = 12  # replicas of each of the two architectures
 
@@ -63,12 +59,6 @@ def build(folder: Path, n_layer: int) -> dict:
     }
 
 
-def in_new_process(side: str, folder: Path, n_layer: int) -> dict:
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--layers", str(n_layer)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def browse(page: Path) -> dict:
     """Seconds to the first paint, and from a choice to the drawn list in the neuron browser."""
     from selenium import webdriver
@@ -100,24 +90,6 @@ def browse(page: Path) -> dict:
         browser.quit()
 
 
-def result(name: str, value: float | None, unit: str, bound: float) -> bool:
-    if value is None:
-        print(f"RESULT {name} nan {unit} target <={bound:g} not run: no chromium and chromedriver here", flush=True)
-        return True
-    met = value <= bound
-    print(f"RESULT {name} {value:.3g} {unit} target <={bound:g} {'met' if met else 'missed'}", flush=True)
-    return met
-
-
-def host() -> dict:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    names = ("matplotlib", "pyarrow", "numpy", "jinja2", "scipy")
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions, "git": sha}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="2 layers instead of 12")
@@ -132,30 +104,21 @@ def main() -> int:
     if options.side == "build":
         print(json.dumps(build(options.folder, options.layers)))
         return 0
+    verdicts = Verdicts("report", "matplotlib", "pyarrow", "numpy", "jinja2", "scipy")
     with tempfile.TemporaryDirectory() as name:
         folder, n_layer = Path(name), 2 if options.quick else 12
-        in_new_process("make", folder, n_layer)
-        built = in_new_process("build", folder, n_layer)
-        there = shutil.which("chromium") and shutil.which("chromedriver")
-        seen = browse(folder / "report" / "index.html") if there else {"first_paint": None, "click": None}
-    figures = built | seen | {"layers": n_layer}
-    met = [
-        result("report_build", built["seconds"], "s", 60),
-        result("report_memory", built["peak_mb"], "MB", 2000),
-        result("report_page", built["page_mb"], "MB", 30),
-        result("report_first_paint", seen["first_paint"], "s", 2),
-        result("report_browser_sort", seen["click"], "s", 0.3),
-    ]
-    line = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(sys.argv),
-        **host(),
-        "figures": figures,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    return 0 if all(met) else 1
+        for side in ("make", "build"):
+            built = in_new_process("--side", side, "--folder", folder, "--layers", n_layer, OMP_NUM_THREADS="2")
+        verdicts.at_most("report_build", built["seconds"], "s", 60)
+        verdicts.at_most("report_memory", built["peak_mb"], "MB", 2000)
+        verdicts.at_most("report_page", built["page_mb"], "MB", 30)
+        if shutil.which("chromium") and shutil.which("chromedriver"):
+            built |= browse(folder / "report" / "index.html")
+            verdicts.at_most("report_first_paint", built["first_paint"], "s", 2)
+            verdicts.at_most("report_browser_sort", built["click"], "s", 0.3)
+        else:
+            verdicts.not_run("report_first_paint", "s", "<= 2", "no chromium and chromedriver here")
+    return verdicts.write(built | {"layers": n_layer})
 
 
 if __name__ == "__main__":

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-RESULTS = ROOT / "benchmarks" / "results" / "sae.jsonl"
+from verdicts import ROOT, Verdicts, in_new_process
+
+sys.path.insert(0, str(ROOT / "tests"))
 N_LAYER, N_CTX, WIDTHS, BATCH, ROWS = 3, 1024, (1, 4), 4096, 4
 BUFFER = 4 * BATCH
 
@@ -138,26 +135,12 @@ def report(started: float, n_tokens: int, last_loss: float) -> dict[str, float]:
 SIDES = {"plain": plain, "plain_all_logits": lambda folder, n: plain(folder, n, True), "ours": ours}
 
 
-def in_new_process(side: str, n_tokens: int) -> dict[str, float]:
+def one_side(side: str, n_tokens: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--side", side, folder, str(n_tokens)]
-        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures = json.loads(out.splitlines()[-1])
+        figures = in_new_process("--side", side, folder, n_tokens)
     told = f"{figures['tokens_per_second']:.0f} tokens/s, peak {figures['peak_bytes'] / 2**20:.0f} MiB"
     print(f"  {side}, {n_tokens} tokens: {told}, last loss {figures['last_loss']:.5f}", flush=True)
     return figures
-
-
-def result(name: str, value: float, unit: str, target: str, met: bool) -> bool:
-    print(f"RESULT {name} {value:.3g} {unit} target {target} {'met' if met else 'missed'}")
-    return met
-
-
-def host() -> dict[str, Any]:
-    from pipeline.runtime import git_revision, processor_name
-
-    facts = {"cpu": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "git": git_revision()}
-    return facts | {"torch": metadata.version("torch"), "threads": os.environ.get("OMP_NUM_THREADS", "default")}
 
 
 def main() -> int:
@@ -172,29 +155,22 @@ def main() -> int:
         print(json.dumps(SIDES[side](Path(folder), int(n_tokens))))
         return 0
     n_tokens, rounds = (2**14, 1) if arguments.quick else (2**16, 3)
+    verdicts = Verdicts("sae", "torch", "numpy")
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for round_number in range(rounds):
         for side, done in runs.items():
             if side != "plain_all_logits" or round_number == 0:
-                done.append(in_new_process(side, n_tokens))
-    longer = in_new_process("ours", 2 * n_tokens)
-    speed = {side: median(run["tokens_per_second"] for run in done) for side, done in runs.items()}
-    ratio = median(
-        a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["plain"], strict=True)
-    )
+                done.append(one_side(side, n_tokens))
+    longer = one_side("ours", 2 * n_tokens)
     growth = longer["peak_bytes"] / median(run["peak_bytes"] for run in runs["ours"])
-    met = [
-        result("sae_training_speed", ratio, "x", ">=3", ratio >= 3),
-        result("sae_peak_memory_at_twice_the_tokens", growth, "x", "<=1.05", growth <= 1.05),
-    ]
-    print(
-        f"  beside it: {speed['ours'] / speed['plain_all_logits']:.2f} x the loop that asks for every position's logits"
-    )
-    figures = {"n_tokens": n_tokens, "speed_ratio": ratio, "memory_growth": growth, "runs": runs, "longer": longer}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"command": " ".join(sys.argv), **host(), "figures": figures}) + "\n")
-    return 0 if all(met) else 1
+    verdicts.at_least("six_saes_at_once", speed_ratio(runs["ours"], runs["plain"]), "x", 3)
+    verdicts.measured("same_vs_every_positions_logits", speed_ratio(runs["ours"][:1], runs["plain_all_logits"]), "x")
+    verdicts.at_most("peak_memory_at_twice_the_tokens", growth, "x", 1.05)
+    return verdicts.write({"n_tokens": n_tokens, "runs": runs, "longer": longer})
+
+
+def speed_ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    return median(a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, theirs, strict=True))
 
 
 if __name__ == "__main__":

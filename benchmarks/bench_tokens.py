@@ -17,15 +17,14 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "tokens.jsonl"
+from verdicts import Verdicts, in_new_process
+
 FILES = 8
 WINDOW, BATCH = 1025, 32
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".json", ".yaml"}
@@ -161,15 +160,6 @@ def nanogpt(corpus: Path, work: Path) -> dict:
     return {"seconds": time.perf_counter() - started, "tokens": n_tokens, "folder": str(work / "train.bin")}
 
 
-def in_new_process(side: str, corpus: Path, work: Path) -> dict:
-    """Run one side in a process of its own and read the JSON line it ends with."""
-    work.mkdir(parents=True)
-    command = [sys.executable, __file__, "--side", side, str(corpus), str(work)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def train_split(folder: str):
     from pipeline.artifacts.manifest import Manifest
     from pipeline.artifacts.store import Artifact
@@ -246,21 +236,6 @@ def reading(folder: str, memmap: str, work: Path, repeats: int) -> dict[str, flo
     }
 
 
-def result(name: str, value: float, unit: str, bound: str, met: bool) -> bool:
-    print(f"RESULT {name} {value:.3g} {unit} target {bound} {'met' if met else 'missed'}", flush=True)
-    return met
-
-
-def host() -> dict:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    names = ["ray", "datasets", "tiktoken", "pyarrow", "numpy", "torch"]
-    names += ["fastokens"] * bool(importlib.util.find_spec("fastokens"))
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions, "git": sha}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="30 MB and one repeat instead of 400 MB and three")
@@ -271,15 +246,13 @@ def main() -> int:
         print(json.dumps({"ours": ours, "nanogpt": nanogpt}[side](Path(corpus), Path(work))))
         return 0
     repeats, n_bytes = (1, 30 * MB) if arguments.quick else (3, 400 * MB)
+    fast = ("fastokens",) * bool(importlib.util.find_spec("fastokens"))
+    verdicts = Verdicts("tokens", "ray", "datasets", "tiktoken", "pyarrow", "numpy", "torch", *fast)
     with tempfile.TemporaryDirectory() as temporary:
-        figures, met = measure(Path(temporary), repeats, n_bytes, arguments.quick)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"command": " ".join(sys.argv[1:]), **host(), "figures": figures}) + "\n")
-    return 0 if met else 1
+        return verdicts.write(measure(Path(temporary), repeats, n_bytes, arguments.quick, verdicts))
 
 
-def measure(folder: Path, repeats: int, n_bytes: int, quick: bool) -> tuple[dict, bool]:
+def measure(folder: Path, repeats: int, n_bytes: int, quick: bool, verdicts: Verdicts) -> dict:
     corpus = folder / "corpus"
     figures: dict = {"text_mb": write_corpus(corpus, n_bytes) / MB}
     print(f"{figures['text_mb']:.0f} MB of text from installed packages in {FILES} files, {repeats} runs a side")
@@ -288,46 +261,38 @@ def measure(folder: Path, repeats: int, n_bytes: int, quick: bool) -> tuple[dict
         for side, done in runs.items():
             if repeat:
                 shutil.rmtree(folder / f"{side}{repeat - 1}")
-            done.append(in_new_process(side, corpus, folder / f"{side}{repeat}"))
+            done.append(one_side(side, corpus, folder / f"{side}{repeat}"))
             print(f"  {side}: {done[-1]['tokens'] / done[-1]['seconds'] / 1e6:.1f} Mtok/s, {done[-1]['seconds']:.1f} s")
     last_ours, last_memmap = runs["ours"][-1]["folder"], runs["nanogpt"][-1]["folder"]
-    speed = {side: statistics.median(run["tokens"] / run["seconds"] for run in done) for side, done in runs.items()}
-    figures |= {f"{side}_tokens_per_second": rate for side, rate in speed.items()}
-    figures |= {f"{side}_seconds": [run["seconds"] for run in done] for side, done in runs.items()}
+    for side, done in runs.items():
+        figures[f"{side}_tokens_per_second"] = statistics.median(run["tokens"] / run["seconds"] for run in done)
+        figures[f"{side}_seconds"] = [run["seconds"] for run in done]
     figures["ray_start_seconds"] = statistics.median(run["ray_start_seconds"] for run in runs["ours"])
-    identical = same_stream(last_ours, last_memmap)
-    figures |= reading(last_ours, last_memmap, folder, 5)
     print(f"  Ray's start, not counted: {figures['ray_start_seconds']:.1f} s")
-    met = [
-        result("tokenize_stream_identical", identical, "bool", "1", identical),
-        ratio("tokenize_vs_nanogpt", speed["ours"], speed["nanogpt"], 8, figures),
-        ratio("random_windows_vs_memmap", figures["windows_ours"], figures["windows_memmap"], 1.8, figures),
-        ratio("batches_vs_datasets_torch", figures["batches_ours"], figures["batches_datasets"], 5, figures),
-        memory_is_flat(folder, 10 if quick else 1, figures),
-    ]
-    return figures, all(met)
+    verdicts.at_least("stream_identical_to_nanogpt", same_stream(last_ours, last_memmap), "", 1)
+    speed = figures["ours_tokens_per_second"] / figures["nanogpt_tokens_per_second"]
+    verdicts.at_least("tokenize_vs_nanogpt", speed, "x", 8)
+    figures |= reading(last_ours, last_memmap, folder, 5)
+    verdicts.at_least("random_windows_vs_memmap", figures["windows_ours"] / figures["windows_memmap"], "x", 1.8)
+    verdicts.at_least("batches_vs_datasets_torch", figures["batches_ours"] / figures["batches_datasets"], "x", 5)
+    peaks = {size: peak_at(folder, size // (10 if quick else 1), figures) for size in (30, 300)}
+    verdicts.between("peak_memory_ten_times_the_text", peaks[300] / peaks[30], "x", 0.9, 1.1)
+    return figures
 
 
-def ratio(name: str, ours: float, theirs: float, bound: float, figures: dict) -> bool:
-    figures[name] = ours / theirs
-    print(f"  {name}: {ours:,.0f} against {theirs:,.0f} a second")
-    return result(name, figures[name], "x", f">={bound}", figures[name] >= bound)
+def one_side(side: str, corpus: Path, work: Path) -> dict:
+    work.mkdir(parents=True)
+    return in_new_process("--side", side, corpus, work, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 
 
-def memory_is_flat(folder: Path, shrink: int, figures: dict) -> bool:
-    """Peak memory of driver and fattest worker on ten times the text, against the peak on the text."""
-    peaks = {}
-    for size in (30, 300):
-        write_corpus(folder / f"corpus{size}", size * MB // shrink)
-        run = in_new_process("ours", folder / f"corpus{size}", folder / f"memory{size}")
-        peaks[size] = run["peak_driver_mb"] + run["peak_worker_mb"]
-        figures[f"peak_mb_at_{size // shrink}_mb"] = {name: run[name] for name in ("peak_driver_mb", "peak_worker_mb")}
-        print(
-            f"  peak at {size // shrink} MB: driver {run['peak_driver_mb']:.0f}, worker {run['peak_worker_mb']:.0f} MB"
-        )
-    figures["peak_memory_ratio"] = peaks[300] / peaks[30]
-    close = 0.9 <= figures["peak_memory_ratio"] <= 1.1
-    return result("peak_memory_ten_times_the_text", figures["peak_memory_ratio"], "x", "0.9..1.1", close)
+def peak_at(folder: Path, size: int, figures: dict) -> float:
+    """Peak memory, in MB, of driver and fattest worker on `size` MB of text."""
+    write_corpus(folder / f"corpus{size}", size * MB)
+    run = one_side("ours", folder / f"corpus{size}", folder / f"memory{size}")
+    driver, worker = run["peak_driver_mb"], run["peak_worker_mb"]
+    figures[f"peak_mb_at_{size}_mb"] = {"driver": driver, "worker": worker}
+    print(f"  peak at {size} MB: driver {driver:.0f}, worker {worker:.0f} MB")
+    return driver + worker
 
 
 if __name__ == "__main__":
