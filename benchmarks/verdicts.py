@@ -23,7 +23,7 @@ def in_new_process(*arguments: object, **environment: str) -> Any:
 
 
 class Verdicts:
-    """Prints each figure beside its target as it comes; `write` appends all of them to `results/<name>.jsonl`."""
+    """One `RESULT <name> <value> <unit> target <bound> <word>` line a figure as it comes; `write` appends all to `results/<name>.jsonl`."""
 
     def __init__(self, name: str, *packages: str) -> None:
         self.path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
@@ -44,12 +44,12 @@ class Verdicts:
 
     def not_run(self, name: str, unit: str, target: str, why: str) -> None:
         self.said.append({"name": name, "unit": unit, "target": target, "not run": why})
-        print(f"  {name:48} not run: {why}", flush=True)
+        print(f"RESULT {name} - {unit or '-'} target {target or '-'} not run: {why}", flush=True)
 
     def _say(self, name: str, value: float, unit: str, target: str, met: bool | None) -> None:
         self.said.append({"name": name, "value": value, "unit": unit, "target": target, "met": met})
-        word = {True: "met", False: "MISSED", None: ""}[met]
-        print(f"  {name:48} {value:12.4g} {unit:10} {target:14} {word}", flush=True)
+        word = {True: "met", False: "missed", None: "measured"}[met]
+        print(f"RESULT {name} {value:.4g} {unit or '-'} target {target or '-'} {word}", flush=True)
 
     def write(self, figures: dict[str, Any]) -> int:
         """Append the run; the program's exit status: 1 when a target was missed."""
