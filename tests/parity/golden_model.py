@@ -53,6 +53,10 @@ class Golden:
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.from_numpy(arrays(self.architecture)[f"{self.tag}/{name}"].copy())
 
+    def shared(self, name: str) -> np.ndarray:
+        """What all parameter sets of the architecture have in common."""
+        return arrays(self.architecture)[name]
+
     def names(self, folder: str) -> list[str]:
         start = f"{self.tag}/{folder}/"
         return [name.removeprefix(start) for name in arrays(self.architecture) if name.startswith(start)]
