@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,11 @@ from crate_model.published_names import our_name
 
 PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and DistributedDataParallel
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+# What torch.load raises for bytes that are no file of its own, or no longer one.
+UNREADABLE = (
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError,
+    ValueError, LookupError, TypeError, AttributeError, AssertionError,
+)  # fmt: skip
 TOLERANCE = 1e-4  # largest difference of a logit, float32, between the published equations and the reloaded model
 
 
@@ -54,8 +61,9 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"{path} is no file: {expected}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols nobody ever had
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
         first_line = str(error).split("\n", 1)[0]
         raise ValueError(f"{path} cannot be read as a checkpoint ({first_line}): {expected}") from error
     if not isinstance(content, Mapping) or not {"model", "model_args"} <= content.keys():
@@ -78,9 +86,11 @@ def _config(
     arguments: Mapping[str, Any], weights: Mapping[str, Tensor], activation: Literal["relu", "gelu", "gelu_erf"]
 ) -> ModelConfig:
     wanted = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-    missing = [name for name in wanted if not isinstance(arguments.get(name), int)]
+    missing = [name for name in wanted if not (isinstance(arguments.get(name), int) and arguments[name] > 0)]
     if missing:
-        raise ValueError(f"model_args of the checkpoint lack {', '.join(missing)}: this is no crate-lm or nanoGPT file")
+        raise ValueError(
+            f"model_args of the checkpoint lack a positive {', '.join(missing)}: this is no crate-lm or nanoGPT file"
+        )
     n_layer, n_head, d_model, n_ctx, vocab_size = (arguments[name] for name in wanted)
     dictionary = weights.get("transformer.h.0.ista.weight")
     if dictionary is None:

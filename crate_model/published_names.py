@@ -32,7 +32,7 @@ BLOCK = {
 def our_name(published: str, architecture: Literal["crate", "gpt2"]) -> str | None:
     """`transformer.h.3.ista.weight` -> `blocks.3.feedforward.dictionary`; None for a name that is no weight of the model."""
     if published.startswith("transformer.h."):
-        layer, name = published.removeprefix("transformer.h.").split(".", 1)
+        layer, _, name = published.removeprefix("transformer.h.").partition(".")
         ours = _translate(name, BLOCK[architecture])
         return ours and f"blocks.{layer}.{ours}"
     return _translate(published, TOP)

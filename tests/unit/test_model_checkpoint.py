@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from crate_model.config import ModelConfig
 from crate_model.import_checkpoint import import_checkpoint
 from crate_model.model import LanguageModel
 from crate_model.published_names import BLOCK, TOP
+from pipeline.cli import main
+from pipeline.errors import ArtifactError
 
 CRATE = ModelConfig("crate", 2, 2, 32, 16, 97)
 
@@ -120,11 +123,14 @@ def damaged() -> dict[str, object]:
     empty, no_dict = ({**published(CRATE), "model": model} for model in ({}, [torch.zeros(3)]))
     no_tensor = published(CRATE)
     no_tensor["model"]["transformer.wte.weight"] = [0.0]
+    no_width, short_name = published(CRATE), published(CRATE)
+    no_width["model_args"]["n_embd"] = 0
+    short_name["model"]["transformer.h.1"] = torch.zeros(3)
     return {
         "not tied": untied, "weights do not fit": missing, "do not fit": misshapen, "rotary": foreign,
         "complete dictionary": complete, "model_args": no_arguments, "holds no `model`": state_dict, "cannot be read": code,
         r"do not fit its model_args \(embed": empty, "`model_args` is no dict": no_dict,
-        "no tensor .transformer.wte.weight": no_tensor,
+        "no tensor .transformer.wte.weight": no_tensor, "lack a positive n_embd": no_width, r"transformer\.h\.1\)": short_name,
     }  # fmt: skip
 
 
@@ -145,6 +151,37 @@ def test_files_that_are_no_torch_file(tmp_path: Path) -> None:
     torch.save(published(CRATE), tmp_path / "ckpt.pt")
     with pytest.raises(ValueError, match="no tokenizer files"):
         import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "out", tokenizer=tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_damaged_bytes_get_one_clear_error(zipped: bool, tmp_path: Path) -> None:
+    """Cut short or with bytes changed, in either of torch's file formats; whatever torch.load makes of it."""
+    chance, path = random.Random(0), tmp_path / "ckpt.pt"
+    small = {"model": {"weight": torch.zeros(3)}, "model_args": {"n_layer": 2}}
+    torch.save(small, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole[: chance.randrange(1, len(whole))])
+        for _ in range(4):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"ckpt\.pt|model_args"):
+            import_checkpoint(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_done_or_what_is_wrong_in_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ModelConfig("gpt2", 1, 2, 32, 16, 97, bias=True, activation="gelu_erf")
+    torch.save(published(config), tmp_path / "ckpt.pt")
+    checkpoint, folder = str(tmp_path / "ckpt.pt"), str(tmp_path / "out")
+    assert main(["import-checkpoint", checkpoint, folder, "--activation", "gelu_erf"]) == 0
+    assert "logits equal the checkpoint's" in capsys.readouterr().out
+    assert load_checkpoint(folder).config == config
+    assert main(["import-checkpoint", f"{folder}/config.json", f"{folder}2"]) == ArtifactError.exit_code
+    told = capsys.readouterr().err
+    assert "config.json cannot be read as a checkpoint" in told and len(told.splitlines()) == 2
 
 
 def test_a_wrong_translation_would_be_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
