@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, tokenizer_json
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install .[lm-eval]")
 QUESTIONS: list[dict[str, Any]] = [
     {"question": "The first president was", "choices": [" Washington", " a banana", " John Adams"], "gold": 0},
     {"question": "Two and two make", "choices": [" five", " four"], "gold": 1},

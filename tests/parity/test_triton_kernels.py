@@ -1,6 +1,5 @@
 """The Triton kernels without a GPU: run by Triton's interpreter, and compiled for sm_80 and sm_90."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed: torch's CPU build does not bring it"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux alone")
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
