@@ -21,10 +21,12 @@ class ModelConfig:
     d_model: int = 768  # width of the residual stream; 128 or 768
     n_ctx: int = 1024  # longest sequence in tokens, the size of the position table
     vocab_size: int = 50304  # rows of the token table; GPT-2's 50257 padded to a multiple of 64
+    # Options of CRATE, expansion also of GPT-2. *Source* of each default: the released crate_overcomplete.py, where all five
+    # are constants of the block; tests/parity/test_golden_model.py holds our model with them to its numbers.
     expansion: int = 4  # neurons per layer over d_model, the paper's overcompleteness n = 4
     n_ista_steps: int = 2  # unrolled sparse-coding steps (CRATE); the paper's t = 2
-    step_size: float = 0.1  # ISTA step eta (CRATE); stable while step_size * sigma_max(dictionary)^2 < 2
-    lambda_sparsity: float = 0.1  # lambda (CRATE); each step subtracts step_size * lambda_sparsity = 0.01
+    step_size: float = 0.1  # the ISTA step, the paper's eta (CRATE); stable while eta * sigma_max(dictionary)^2 < 2
+    lambda_sparsity: float = 0.1  # the paper's lambda (CRATE); each step subtracts step_size * lambda_sparsity = 0.01
     ista_residual: bool = False  # add the stream around ISTA (CRATE); the paper has no such skip
     bias: bool = False  # biases in every Linear and LayerNorm (GPT-2 only); False gives the paper's parameter table
     # Of the MLP (GPT-2 only): the paper's baseline has relu, OpenAI's GPT-2 gelu (the tanh form), nanoGPT gelu_erf.
