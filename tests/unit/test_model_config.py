@@ -1,12 +1,16 @@
 """Options, their defaults and the combinations that are refused."""
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
+from pipeline.config_load import load_config
+from pipeline.errors import ConfigError
 
 
 def test_defaults_are_the_papers_crate_base() -> None:
@@ -24,28 +28,36 @@ def test_defaults_are_the_papers_crate_base() -> None:
         config.n_layer = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"n_head": 7}, "n_head that divides"),
-        ({"n_layer": 0}, "n_layer is 0"),
-        ({"expansion": 0}, "expansion is 0"),
-        ({"n_ista_steps": 0}, "n_ista_steps is 0"),
-        ({"step_size": 0.0}, "step_size is 0.0"),
-        ({"step_size": float("nan")}, "step_size is nan"),
-        ({"lambda_sparsity": -0.1}, "lambda_sparsity is -0.1"),
-        ({"bias": True}, "bias has no meaning for CRATE"),
-        ({"activation": "gelu"}, "activation has no meaning for CRATE"),
-        ({"architecture": "gpt3"}, "choose 'crate' or 'gpt2'"),
-        ({"architecture": "gpt2", "activation": "silu"}, "choose 'relu'"),
-        ({"architecture": "gpt2", "n_ista_steps": 3}, "n_ista_steps"),
-        ({"architecture": "gpt2", "ista_residual": True}, "set architecture: crate"),
-    ],
-    ids=str,
-)
+WRONG = [
+    ({"n_head": 7}, "n_head that divides"),
+    ({"n_layer": 0}, "n_layer is 0"),
+    ({"expansion": 0}, "expansion is 0"),
+    ({"n_ista_steps": 0}, "n_ista_steps is 0"),
+    ({"step_size": 0.0}, "step_size is 0.0"),
+    ({"step_size": float("nan")}, "step_size is nan"),
+    ({"lambda_sparsity": -0.1}, "lambda_sparsity is -0.1"),
+    ({"bias": True}, "bias has no meaning for CRATE"),
+    ({"activation": "gelu"}, "activation has no meaning for CRATE"),
+    ({"architecture": "gpt3"}, "choose 'crate' or 'gpt2'"),
+    ({"architecture": "gpt2", "activation": "silu"}, "choose 'relu'"),
+    ({"architecture": "gpt2", "n_ista_steps": 3}, "n_ista_steps"),
+    ({"architecture": "gpt2", "ista_residual": True}, "set architecture: crate"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=str)
 def test_bad_combinations_say_what_to_do(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [wrong for wrong, _ in WRONG], ids=str)
+def test_in_a_configuration_they_are_config_errors(wrong: dict, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"model": wrong}))
+    with pytest.raises(ConfigError, match=r"sweep\.yaml:\d+: model") as caught:
+        load_config(path)
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(
