@@ -103,7 +103,7 @@ def _logits_by_chunk(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Te
 def _losses_and_surprise(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The rows' losses (n,), and softmax minus one-hot (n, vocab) in the logits' place and dtype; targets are (n, 1)."""
     exact = _exact(logits)
-    if logits.is_cuda and exact != logits.dtype:
+    if precision.runs_triton(logits):
         from crate_model.ops import cross_entropy_triton
 
         return cross_entropy_triton.surprise_(logits, targets[:, 0]), logits

@@ -133,8 +133,8 @@ def _masked_product(start: Tensor | None, factor: Tensor | None, scale: float, a
 
 
 def _kernels(tensor: Tensor) -> ModuleType | None:
-    """The Triton kernels, for the 16-bit floats of a CUDA device; float32 and float64 are torch's."""
-    if tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16):
+    """The Triton kernels where they are for `tensor`."""
+    if precision.runs_triton(tensor):
         from crate_model.ops import ista_triton
 
         return ista_triton

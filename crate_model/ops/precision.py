@@ -41,6 +41,11 @@ def widens(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not fast_bf16()
 
 
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernels are for `tensor`: 16-bit floats of a CUDA device; float32 and float64 are torch's."""
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+
+
 def widened(tensor: Tensor) -> Tensor:
     """`tensor` in float32 where its products should be computed so, else itself."""
     return tensor.float() if widens(tensor) else tensor
