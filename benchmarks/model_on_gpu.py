@@ -72,6 +72,7 @@ def training(
 ) -> dict[str, float]:
     """Tokens and FLOPs a second of training steps of `n_rows` sequences, and `mfu` where the GPU's peak is known."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # or the second micro-batch would be compiled for any size
     model = LanguageModel(config).to(device)
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
