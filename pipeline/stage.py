@@ -88,9 +88,9 @@ class Stage:
     computes: bool = (
         False  # True: `run` itself computes, on a CPU (and a GPU where there is one); False: it starts workers
     )
-    check: Callable[[Any], None] = lambda settings: (
+    check: Callable[[Config], None] = lambda config: (
         None
-    )  # raises ConfigError for what would fail after hours of other steps
+    )  # raises ConfigError for what would fail after hours of a cell's other steps
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""

@@ -53,16 +53,7 @@ class Corpus:
                 f"val has {self.split.n_tokens} tokens, less than one window of {self.n_ctx}",
                 fix="Hold out more text (tokens.val_fraction), or use a smaller model.n_ctx.",
             )
-        if config.window_short >= config.window:
-            raise ConfigError(
-                f"activations.window_short is {config.window_short}, not less than activations.window, {config.window}",
-                fix="The paper has 8 and 64.",
-            )
-        if config.window > self.n_ctx:
-            raise ConfigError(
-                f"excerpts of {config.window} tokens do not fit into rows of {self.n_ctx}",
-                fix="Lower activations.window, or raise model.n_ctx.",
-            )
+        check_widths(config, self.n_ctx)
         rows = min(self.n_rows, self.n_rows_short)
         if config.protocol == "corrected" and config.top + config.random > rows:
             raise ConfigError(
@@ -134,6 +125,20 @@ class Corpus:
         begins = np.maximum(self._document_starts[document], row_begins)
         ends = np.minimum(np.append(self._document_starts, self.split.n_tokens)[document + 1], row_begins + self.n_ctx)
         return np.clip(positions - width // 2, begins, ends - width), ends - begins >= width
+
+
+def check_widths(config: ActivationsConfig, n_ctx: int) -> None:
+    """Raises ConfigError for excerpts that no row of `n_ctx` tokens can hold."""
+    if config.window_short >= config.window:
+        raise ConfigError(
+            f"activations.window_short is {config.window_short}, not less than activations.window, {config.window}",
+            fix="The paper has 8 and 64.",
+        )
+    if config.window > n_ctx:
+        raise ConfigError(
+            f"excerpts of {config.window} tokens do not fit into rows of {n_ctx}",
+            fix="Lower activations.window, or raise model.n_ctx.",
+        )
 
 
 def pilot_batches(corpus: Corpus, n_rows: int, n_tokens: int, seed: int) -> list[int]:

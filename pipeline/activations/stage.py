@@ -45,9 +45,18 @@ def track(summary: Summary, context: Context) -> None:
     tracker.close()
 
 
+def check(config: Config) -> None:
+    """Raises ConfigError for what no text and no training can mend."""
+    from pipeline.activations.corpus import check_widths
+    from pipeline.activations.sites import check_layers
+
+    check_widths(config.activations, config.model.n_ctx)
+    check_layers(config.activations, config.model.n_layer)
+
+
 def has_features(config: Config) -> bool:
     return bool(config.sae.expansions)
 
 
-ACTIVATIONS = Stage("activations", 1, "cell", ("tokens", "pretrain"), Settings, run)
+ACTIVATIONS = Stage("activations", 1, "cell", ("tokens", "pretrain"), Settings, run, check=check)
 FEATURES = Stage("features", 1, "cell", ("tokens", "pretrain", "sae"), Settings, run, needed=has_features)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import errors
 from pipeline.artifacts.store import Artifact
+from pipeline.config import Config
 from pipeline.pretrain.batches import plan_batches
 from pipeline.pretrain.job import OUTCOME, PretrainSettings, TrainingJob
 from pipeline.stage import Context, Stage, Summary
@@ -33,9 +34,9 @@ def finish(job: TrainingJob) -> Summary:
     return outcome["summary"]
 
 
-def check(settings: PretrainSettings) -> None:
+def check(config: Config) -> None:
     """Raises ConfigError for a batch that is no whole number of windows."""
-    plan_batches(settings.pretrain, settings.model.n_ctx, world_size=1)
+    plan_batches(config.pretrain, config.model.n_ctx, world_size=1)
 
 
 STAGE = Stage("pretrain", 1, "cell", ("tokens",), PretrainSettings, run, check=check)

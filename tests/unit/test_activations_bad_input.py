@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from crate_model.config import ModelConfig
 from pipeline.activations.extract import Extractor
 from pipeline.activations.job import plan_job
+from pipeline.activations.stage import ACTIVATIONS
 from pipeline.artifacts.records import Records
 from pipeline.artifacts.store import Store
+from pipeline.config import Config
 from pipeline.errors import ArtifactError, ConfigError
 from tests.unit import activation_cases as cases
 
@@ -37,6 +40,16 @@ def test_settings_that_cannot_be_met(store, inputs, changes, what):
     with pytest.raises(ConfigError, match=what) as error:
         plan_job(cases.settings(**changes), inputs, cases.context(store))
     assert error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"layers": (3,)}, "names layer 3, but the model has 3"), ({"window": 2048}, "do not fit into rows of 1024")],
+)
+def test_what_no_training_can_mend_is_told_before_it(changes, what):
+    asked = Config(name="x", activations=cases.settings(**changes).activations, model=ModelConfig(n_layer=3))
+    with pytest.raises(ConfigError, match=what):
+        ACTIVATIONS.check(asked)
 
 
 def test_text_shorter_than_a_row(store, inputs):
