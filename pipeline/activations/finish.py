@@ -1,26 +1,27 @@
-"""The workers' parts become the artifact: site by site, so that one site's candidates are in memory at a time."""
+"""The workers' parts become the artifact, a few dozen neurons at a time: what is in memory does not grow with a site."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.activations.corpus import Corpus
+from pipeline.activations.corpus import Corpus, Span
 from pipeline.activations.job import Job
 from pipeline.activations.moments import Moments, MomentsTree
 from pipeline.activations.quantiles import edge_keys, edge_values, octaves
-from pipeline.activations.select import excerpt_tables
+from pipeline.activations.select import Candidates, excerpt_tables
 from pipeline.activations.sites import Site
-from pipeline.artifacts.records import RecordsWriter
+from pipeline.artifacts.records import KINDS, RecordsWriter
 from pipeline.stage import Summary
 
-Part = dict[str, np.ndarray]  # what one shard gathered of a site
+Part = dict[str, np.ndarray]  # a shard's statistics of a site
 
 
 def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
@@ -29,10 +30,10 @@ def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
     facts: dict[str, Any] = {}
     with RecordsWriter(folder) as writer:
         for site in _sites(job):
-            parts = [_part(job.shard_file(shard), site) for shard in range(len(job.shards))]
+            parts = [_statistics(job.shard_file(shard), site) for shard in range(len(job.shards))]
             statistics, facts[site.name] = statistics_table(site, parts, _measured(job, corpus, site))
             writer.statistics(statistics)
-            facts[site.name]["missing"] = _write_excerpts(writer, site, parts, job, corpus)
+            facts[site.name]["missing"] = _write_excerpts(writer, site, job, corpus)
     read = {"rows": corpus.n_rows, "rows_short": corpus.n_rows_short, "n_ctx": corpus.n_ctx}
     asked = {"tokens_asked": job.config.tokens, "tokens_short_asked": job.config.tokens_short}
     counts = {"tokens": corpus.n_rows * corpus.n_ctx, "tokens_short": corpus.n_rows_short * corpus.n_ctx}
@@ -40,15 +41,12 @@ def write_records(job: Job, corpus: Corpus, folder: Path) -> Summary:
     return {"protocol": job.config.protocol, **counts, **asked, **read, "sites": facts}
 
 
-def _write_excerpts(writer: RecordsWriter, site: Site, parts: list[Part], job: Job, corpus: Corpus) -> dict[str, int]:
+def _write_excerpts(writer: RecordsWriter, site: Site, job: Job, corpus: Corpus) -> dict[str, int]:
     """Write a site's excerpts; returns how many could not be had, by "width/kind"."""
     missing: Counter[str] = Counter()
     for span in corpus.spans:
-        kinds = {
-            kind: [(p[f"{span.width}/{kind}/keys"], p[f"{span.width}/{kind}/activations"]) for p in parts]
-            for kind in ("top", "random", "quantile")
-        }
-        for table, short in excerpt_tables(kinds, site, span, job.wanted(), corpus):
+        candidates = partial(_candidates, job, site, span)
+        for table, short in excerpt_tables(candidates, site, span, job.wanted(), corpus):
             writer.excerpts(table)
             missing.update({f"{span.width}/{kind}": count for kind, count in short.items()})
     return dict(missing)
@@ -92,13 +90,28 @@ def _sites(job: Job) -> list[Site]:
         return [Site(**facts) for facts in json.loads(file.metadata()["sites"])]
 
 
-def _part(path: Path, site: Site) -> Part:
+def _statistics(path: Path, site: Site) -> Part:
     from safetensors import safe_open
 
     prefix = f"{site.name}:"
     with safe_open(path, framework="np") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 not a mapping
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        names = [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 not a mapping
+        wanted = [name for name in names if name in ("maximum", "nonzero") or name.startswith("moments/")]
+        return {name: file.get_tensor(prefix + name) for name in wanted}
+
+
+def _candidates(job: Job, site: Site, span: Span, some: slice) -> dict[str, list[Candidates]]:
+    """All shards' reservoirs of some neurons, by kind. A file is closed at once: its pages are let go."""
+    from safetensors import safe_open
+
+    found: dict[str, list[Candidates]] = {kind: [] for kind in KINDS}
+    for shard in range(len(job.shards)):
+        with safe_open(job.shard_file(shard), framework="np") as file:
+            for kind, parts in found.items():
+                name = f"{site.name}:{span.width}/{kind}"
+                keys, activations = (file.get_slice(f"{name}/{part}")[some] for part in ("keys", "activations"))
+                parts.append((keys, activations))
+    return found
 
 
 def _measured(job: Job, corpus: Corpus, site: Site) -> Part:

@@ -6,7 +6,7 @@ short alike. Then no passage that explains a neuron can also score it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +21,15 @@ Candidates = tuple[np.ndarray, np.ndarray]  # keys (neurons, bins, capacity) asc
 
 
 def excerpt_tables(
-    parts: dict[str, list[Candidates]], site: Site, span: Span, wanted: Wanted, corpus: Corpus
+    candidates: Callable[[slice], dict[str, list[Candidates]]], site: Site, span: Span, wanted: Wanted, corpus: Corpus
 ) -> Iterator[tuple[pa.Table, dict[str, int]]]:
     """Tables (EXCERPT_SCHEMA) of a few dozen neurons at a time, and how many excerpts of each kind could not be had.
 
-    `parts` holds the shards' reservoirs by kind.
+    `candidates(some)` gives the shards' reservoirs of these neurons by kind.
     """
     for first in range(0, site.n_neurons, NEURONS_A_ROW_GROUP):
-        some = slice(first, first + NEURONS_A_ROW_GROUP)
-        merged = {kind: merge([(keys[some], acts[some]) for keys, acts in of_kind]) for kind, of_kind in parts.items()}
+        some = slice(first, min(first + NEURONS_A_ROW_GROUP, site.n_neurons))
+        merged = {kind: merge(parts) for kind, parts in candidates(some).items()}
         chosen = choose({kind: keys for kind, (keys, _) in merged.items()}, wanted, corpus)
         tables = [_table(merged[kind], mask, kind, first, site, span, corpus) for kind, mask in chosen.items()]
         asked = {"top": wanted.top, "random": wanted.random, "quantile": span.n_bins * wanted.per_quantile}
