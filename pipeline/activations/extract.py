@@ -38,8 +38,8 @@ class Extractor:
         self.reader: Reader = open_reader(job.pretrain, job.autoencoders, job.config, device)
         self._edges: dict[tuple[str, int], Tensor] = {}
 
-    def read_shard(self, shard: int) -> int:
-        """Gather a shard and write it. Returns its tokens."""
+    def read_shard(self, shard: int, tell: Callable[[int], None] = lambda tokens: None) -> int:
+        """Gather a shard and write it, calling `tell` with the tokens read so far. Returns its tokens."""
         from safetensors.torch import save_file
 
         if not self._edges:
@@ -53,14 +53,16 @@ class Extractor:
             )
             for site in self.reader.sites
         }
-        batches = self.job.shards[shard]
+        batches, done = self.job.shards[shard], 0
         for batch, blocks in self._blocks(batches):
             for name, block in blocks:
                 collectors[name].add(batch, block)
+            done += len(self.corpus.rows(batch)) * self.corpus.n_ctx
+            tell(done)
         tensors = {f"{name}:{part}": t for name, c in collectors.items() for part, t in c.tensors().items()}
         facts = {"sites": json.dumps([site.facts() for site in self.reader.sites])}
         write_whole(self.job, self.job.shard_file(shard), lambda path: save_file(tensors, path, metadata=facts))
-        return self.corpus.n_tokens(batches)
+        return done
 
     def _blocks(self, batches: range) -> Iterator[tuple[int, Iterable[tuple[str, Block]]]]:
         """Each batch with its blocks by site."""

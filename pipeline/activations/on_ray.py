@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.activations.beats import Beat, watched
 from pipeline.errors import CrateError
 from pipeline.progress import Progress
 
@@ -21,7 +22,8 @@ class ShardReader:
         self.extractor = Extractor(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"tokens": self.extractor.read_shard(row["shard"])}
+        beat = Beat(self.extractor.job.context, row["shard"])
+        return row | {"tokens": self.extractor.read_shard(row["shard"], beat)}
 
 
 def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -53,8 +55,9 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
         pool = ActorPoolStrategy(size=min(job.n_workers, len(shards)))
         read = rows.map(ShardReader, fn_constructor_args=(job,), compute=pool, **resources)  # type: ignore[arg-type]
     try:
-        for row in read.iter_rows():
-            progress.update(progress.state.done + row["tokens"])
+        with watched(job.context, progress) as finished:
+            for row in read.iter_rows():
+                finished[row["shard"]] = row["tokens"]
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from None
 
