@@ -10,12 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import runtime
 from pipeline.activations import job as jobs
-from pipeline.activations.extract import Extractor
 from pipeline.activations.job import plan_job
+from pipeline.activations.on_ray import read_shards
 from pipeline.activations.stage import run
 from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.store import Store
+from pipeline.config import RuntimeConfig
 from pipeline.errors import ArtifactError
 from tests.unit import activation_cases as cases
 
@@ -81,17 +83,20 @@ def test_a_killed_actor_changes_nothing(world, ray_cluster, many_shards, monkeyp
 
 def test_a_killed_driver_leaves_its_shards_to_the_next(world, ray_cluster, many_shards):
     """What an earlier attempt read is not read again, and what it left half written is not taken for whole."""
+    import ray
+
     store, inputs, asked, expected = world
     context = cases.context(store, workers=1, fingerprint="3" * 32)
     job = plan_job(asked, inputs, context)
-    first = multiprocessing.get_context("spawn").Process(target=read_slowly, args=(job,))
+    address = ray.get_runtime_context().gcs_address
+    first = multiprocessing.get_context("spawn").Process(target=drive, args=(address, job))
     first.start()
     while len(list(context.scratch.glob("shard-*.safetensors"))) < 3:
         assert first.is_alive()
         time.sleep(0.01)
     first.kill()
     first.join()
-    (context.scratch / f".{job.shard_file(9).name}.99").write_bytes(b"half of a shard")
+    (context.scratch / f".{job.shard_file(len(job.shards) - 1).name}.99").write_bytes(b"half of a shard")
     before = {path.name: path.stat().st_mtime_ns for path in context.scratch.glob("shard-*")}
     out = store.making_folder("3" * 32)
     run(asked, inputs, out, context)
@@ -100,12 +105,11 @@ def test_a_killed_driver_leaves_its_shards_to_the_next(world, ray_cluster, many_
     assert 3 <= len(before) < len(job.shards) == len(after) and before.items() <= after.items()
 
 
-def read_slowly(job: jobs.Job) -> None:
-    """What a driver does until it is killed."""
-    extractor = Extractor(job)
-    for shard in range(len(job.shards)):
-        extractor.read_shard(shard)
-        time.sleep(0.2)
+def drive(address: str, job: jobs.Job) -> None:
+    """A driver of its own on the same cluster, until it is killed."""
+    runtime.connect_ray(RuntimeConfig(ray_address=address))
+    shards = range(len(job.shards))
+    read_shards(job, shards, job.context.progress(job.corpus().n_tokens(range(job.corpus().n_batches)), "tokens"))
 
 
 def test_an_actors_error_is_told_as_ours(world, ray_cluster, tmp_path):
