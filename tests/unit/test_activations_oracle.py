@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from pipeline.activations.job import plan_job
-from pipeline.artifacts.records import Records
+from pipeline.artifacts.records import Records, histogram_edges
 from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from tests.unit import activation_cases as cases
@@ -55,7 +55,10 @@ def test_every_excerpt_is_the_one_that_brute_force_finds(made):
 
 
 def test_statistics_are_those_of_all_tokens(made):
-    *_, records, activations = made
+    store, asked, inputs, records, activations = made
+    job = plan_job(asked, inputs, cases.context(store))
+    measured = job.pilot(job.corpus(), 93)
+    assert (len(measured) == 24) == (asked.activations.protocol == "paper")
     for site, values in activations.items():
         table = records.statistics(site)
         exact = values[: 93 * 32].astype(np.float64)
@@ -68,5 +71,9 @@ def test_statistics_are_those_of_all_tokens(made):
             expected = function(exact[:, alive]) + (3 if name == "kurtosis" else 0)
             np.testing.assert_allclose(own[alive], expected, rtol=2e-5)
             assert np.isnan(own[~alive]).all()
+        pilot = np.concatenate([exact[b * 128 : (b + 1) * 128] for b in measured])
+        own = np.array(table["histogram"].to_pylist())
+        expected = [np.histogram(column, bins=[*histogram_edges(), np.inf])[0] for column in pilot.T]
+        np.testing.assert_array_equal(own, expected)
         np.testing.assert_array_equal(table["maximum"].to_numpy(), exact.max(0))
         np.testing.assert_array_equal(table["fraction_nonzero"].to_numpy(), (exact != 0).mean(0))

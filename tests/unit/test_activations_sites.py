@@ -70,6 +70,19 @@ def test_a_tap_that_may_be_negative(store, tap):
                 assert lower <= e.activations[e.center] <= upper
 
 
+def test_a_half_precision_pass_has_statistics_of_the_values_it_gives(store):
+    inputs = {"tokens": cases.tokens_artifact(store, 2000), "pretrain": cases.model_artifact(store)}
+    asked = cases.settings(precision="bf16", tokens=1600)
+    records = Records(cases.extract(store, asked, inputs))
+    values = cases.all_activations(inputs, asked, store)["code-l1"]
+    assert values.dtype == np.float32
+    assert not np.array_equal(values, cases.all_activations(inputs, cases.settings(tokens=1600), store)["code-l1"])
+    table, exact = records.statistics(1), values.astype(np.float64)
+    np.testing.assert_allclose(table["mean"].to_numpy(), exact.mean(0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(table["variance"].to_numpy(), exact.var(0, ddof=1), rtol=1e-5, atol=1e-12)
+    np.testing.assert_array_equal(table["maximum"].to_numpy(), exact.max(0))
+
+
 def test_quantiles_among_zeros_and_beyond(store):
     values = torch.relu(torch.randn(50_000, 3) + torch.tensor([0.0, -2.0, -9.0]))
     values[:, 0] *= 1e3
