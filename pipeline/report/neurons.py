@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.records import EXCERPTS, NEURONS
+from pipeline.artifacts.records import EXCERPTS, NEURONS, Records
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.report.one_neuron import histogram, moments
 from pipeline.report.study import Cell, Study
 from pipeline.report.text import METRICS
 
@@ -34,6 +35,8 @@ class Shown:
     neuron: int
     why: str
     explanation: str | None
+    moments: str
+    histogram: str
     excerpts: list[
         dict[str, Any]
     ]  # {"start", "center", "ids": [...], "activations": [0..1 of the neuron's maximum here]}
@@ -155,14 +158,17 @@ class Units:
         ]
         table = pq.read_table(self.records.file(EXCERPTS), columns=columns, filters=wanted)
         rows = sorted(table.to_pylist(), key=lambda row: (row["neuron"], row["rank"]))
+        statistics = Records(self.records).statistics(site).take([neuron for neuron, _ in chosen]).to_pylist()
         return [
             Shown(
                 neuron,
                 why,
                 scores["explanation"][neuron],
+                moments(told),
+                histogram(told["histogram"]),
                 self._excerpts([row for row in rows if row["neuron"] == neuron]),
             )
-            for neuron, why in chosen
+            for (neuron, why), told in zip(chosen, statistics, strict=True)
         ]
 
     def _excerpts(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

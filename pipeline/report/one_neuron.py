@@ -46,9 +46,12 @@ def print_neuron(inputs: Mapping[str, Artifact], layer: int | str, neuron: int, 
 def facts(statistics: Mapping[str, Any]) -> str:
     """A neuron's statistics in one line."""
     active, maximum = statistics["fraction_nonzero"], statistics["maximum"]
+    return f"fires on {100 * active:.3g} % of tokens, at most {maximum:.3g}, {moments(statistics)}"
+
+
+def moments(statistics: Mapping[str, Any]) -> str:
     names = ("mean", "variance", "skewness", "kurtosis")  # the last two are null where the variance is 0
-    moments = [f"{name} {'-' if statistics[name] is None else format(statistics[name], '.3g')}" for name in names]
-    return f"fires on {100 * active:.3g} % of tokens, at most {maximum:.3g}, " + ", ".join(moments)
+    return ", ".join(f"{n} {'-' if statistics[n] is None else format(statistics[n], '.3g')}" for n in names)
 
 
 def histogram(counts: Sequence[int]) -> str:

@@ -291,6 +291,7 @@ class NeuronBrowser {
         make("span", {}, "at most ", make("b", { textContent: units.maximum[i].toPrecision(3) }))),
     ];
     if (entry) {
+      children.push(make("p", { className: "facts", textContent: `${entry.moments}; ${entry.histogram}` }));
       if (entry.explanation) children.push(make("p", { className: "explanation", textContent: entry.explanation }));
       children.push(...entry.excerpts.map((excerpt) => this.excerpt(excerpt)));
       children.push(make("p", { className: "why", textContent: `Shown as one of the layer's ${entry.why}.` }));

@@ -58,4 +58,4 @@ def run(settings: ReportSettings, inputs: Mapping[str, Artifact], out_folder: Pa
     }
 
 
-STAGE = Stage("report", 2, "sweep", (), ReportSettings, run)
+STAGE = Stage("report", 3, "sweep", (), ReportSettings, run)

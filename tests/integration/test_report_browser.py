@@ -186,6 +186,7 @@ def test_shown_neurons_have_shaded_excerpts_and_the_rest_a_command(page: Any) ->
     set_control(page, "only", "true")
     detail = page.execute_script("return document.querySelector('.detail').textContent")
     assert "Shown as one of the layer's best" in detail
+    assert "skewness 4, kurtosis " in detail and "0 % below 0, 90 % zero, from 1 █ █ to 8" in detail
     strengths = page.execute_script(
         "return [...document.querySelectorAll('.detail .excerpt span')].map(s => Number(s.style.getPropertyValue('--a')))"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -91,6 +94,13 @@ def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
     rows = table(built_report, "lossless")
     assert ["crate-1l", "code-l0", "7", "clamp", "0", "0", "lossless"] in rows
     assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "lossy"] in rows
+
+
+def test_shown_neurons_carry_moments_and_histogram(built_report: Built) -> None:
+    packed = re.findall(r'data-shown="([^"]+)"', built_report.html)
+    shown = [entry for text in packed for entry in json.loads(gzip.decompress(base64.b64decode(text)))]
+    assert shown and all("skewness 4, kurtosis " in entry["moments"] for entry in shown)
+    assert {entry["histogram"].partition(",")[0] for entry in shown} == {"0 % below 0"}
 
 
 def test_all_next_words_are_shown(built_report: Built) -> None:
