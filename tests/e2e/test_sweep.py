@@ -99,7 +99,7 @@ def test_a_batch_of_the_sweep_is_shown_without_a_cell(swept: Path, capsys: pytes
     [
         ("tokens.train=[/nowhere/at/all.jsonl]", "/nowhere/at/all.jsonl"),
         ("pretrain.batch_tokens=100", "batch_tokens"),
-        ("activations.layers=[7]", "activations.layers names layer 7, but the model has 1"),
+        ("activations.layers=[12]", "activations.layers names layer 12, but the model has 12"),
     ],
 )
 def test_bad_input_ends_in_two_lines(swept: Path, tmp_path: Path, override: str, what: str) -> None:
