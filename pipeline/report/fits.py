@@ -89,7 +89,6 @@ def fit(
     scale = np.array([np.exp(np.log(variable).mean()) for variable in variables])
     features = np.stack(variables) / scale[:, None]
     n_free = 2 * len(variables) + 1
-    n_free = 2 * len(variables) + 1
     start = _grid_search(losses, features)
     first = _polished(losses[None], features, start[None], HUBER_DELTA)[0]
     spread = 1.4826 * float(np.median(np.abs(_law(first, features) / losses - 1)))
