@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from crate_model.config import ModelConfig
 
@@ -264,6 +264,7 @@ class Config(Section):
     tokens: TokensConfig = TokensConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    checkpoint_step: Literal["last"] | Positive = "last"  # which kept weights all later stages read
     evaluate: EvaluateConfig = EvaluateConfig()
     activations: ActivationsConfig = ActivationsConfig()
     sae: SAEConfigSection = SAEConfigSection()
@@ -271,6 +272,18 @@ class Config(Section):
     steer: SteerConfig = SteerConfig()
     report: ReportConfig = ReportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("checkpoint_step")
+    @classmethod
+    def _only_kept_weights_are_read(cls, step: int | str, told: ValidationInfo) -> int | str:
+        recipe = told.data.get("pretrain")
+        if isinstance(step, int) and recipe:
+            n_steps = recipe.total_tokens // recipe.batch_tokens
+            if not recipe.keep_log_spaced:
+                raise ValueError("only the last weights are kept: set pretrain.keep_log_spaced: true to keep others")
+            if step & (step - 1) or step > n_steps:
+                raise ValueError(f"the weights of this step are not kept: those of 1, 2, 4, ... up to {n_steps} are")
+        return step
 
     @model_validator(mode="before")
     @classmethod

@@ -73,6 +73,12 @@ class Plan:
     cells: tuple[Cell, ...]  # largest first
     steps: dict[str, Step]
 
+    @property
+    def made_by(self) -> dict[str, str]:
+        """For each step, the first one with its fingerprint, which makes the artifact of both."""
+        first: dict[str, str] = {}
+        return {name: first.setdefault(step.fingerprint, name) for name, step in self.steps.items()}
+
     def of_cell(self, cell: str) -> list[Step]:
         return [step for step in self.steps.values() if step.cell == cell]
 

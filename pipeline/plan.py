@@ -37,15 +37,16 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
         loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": RuntimeConfig()}))
     found = forecast(loaded, assumed.machine, kept=kept)
     rate = assumed.machine.peak_flops * Rates().train_utilisation
+    made_by = plan.made_by
     cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
     steps = [
         {
-            "name": step.name,
+            "name": name,
             "fingerprint": step.fingerprint,
-            "status": "kept" if step.name in kept else "make",
-            "why": "" if step.name in kept else why_made(step, store),
+            "status": "kept" if name in kept else "make" if made_by[name] == name else "shared",
+            "why": "" if name in kept else why_made(step, store) if made_by[name] == name else f"is {made_by[name]}",
         }
-        for step in plan.steps.values()
+        for name, step in plan.steps.items()
     ]
     return {
         "name": plan.name,
@@ -66,6 +67,7 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
     size = count_parameters(model)
     made = [name for name in names if name not in kept]
     to_make = [name.partition("/")[2] for name in made]
+    own = [name.partition("/")[2] for name in made if plan.made_by[name] == name]  # and not an equal cell's
     stored, windows = stored_bytes(config), config.runtime.micro_batch or 1
     precision = config.pretrain.precision
     return {
@@ -79,13 +81,14 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
         "six_n_flops_per_token": six_n_flops_per_token(model),
         "train_tokens": config.pretrain.total_tokens,
         "train_flops": training_flops(cell),
-        "training_seconds": training_flops(cell) / rate if "pretrain" in to_make else 0.0,
+        "training_seconds": training_flops(cell) / rate if "pretrain" in own else 0.0,
         "gpu_bytes": {f"zero_{n}": gpu_bytes(model, precision, n, workers, windows) for n in ZERO_STAGES},
-        "judge": asdict(judge_plan(config)) if any(stage in JUDGED for stage in to_make) else None,
-        "disk_bytes": sum(stored[stage] for stage in to_make if stage in stored),
-        "training_checkpoint_bytes": stored["training_checkpoints"] if "pretrain" in to_make else 0,
+        "judge": asdict(judge_plan(config)) if any(stage in JUDGED for stage in own) else None,
+        "disk_bytes": sum(stored[stage] for stage in own if stage in stored),
+        "training_checkpoint_bytes": stored["training_checkpoints"] if "pretrain" in own else 0,
         "status": "kept" if not made else "make" if len(made) == len(names) else "partly made",
         "to_make": to_make,
+        "shared": [stage for stage in to_make if stage not in own],
     }
 
 
@@ -98,10 +101,11 @@ def _with_text(loaded: LoadedConfig, tokens: dict[str, Any]) -> LoadedConfig:
 
 
 def _totals(cells: list[dict[str, Any]], tokens: dict[str, Any], has_tokens: bool) -> dict[str, Any]:
+    trained = [cell for cell in cells if "pretrain" in set(cell["to_make"]) - set(cell["shared"])]
     judges = [cell["judge"] for cell in cells if cell["judge"]]
     most = max((cell["training_checkpoint_bytes"] for cell in cells), default=0)
     return {
-        "train_flops": sum(cell["train_flops"] for cell in cells if "pretrain" in cell["to_make"]),
+        "train_flops": sum(cell["train_flops"] for cell in trained),
         "disk_bytes": sum(cell["disk_bytes"] for cell in cells) + (0 if has_tokens else tokens["stored_bytes"]),
         "training_checkpoint_bytes": most,
         "judge_calls": sum(j["explanations"] + j["simulations"] + j["simulations_of_controls"] for j in judges),
@@ -119,6 +123,7 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="left" if column in ("cell", "status") else "right")
     for cell in rows["cells"]:
         status = cell["status"] + ("" if cell["status"] != "partly made" else ": makes " + ", ".join(cell["to_make"]))
+        status += f" ({', '.join(cell['shared'])} with a cell above)" if cell["shared"] else ""
         table.add_row(
             cell["name"],
             f"{cell['n_params']:,}",
@@ -132,8 +137,10 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     made = [step for step in rows["steps"] if step["status"] == "make"]
+    counts = Counter(step["status"] for step in rows["steps"])
+    shared = f", {counts['shared']} shared with other cells" if counts["shared"] else ""
     console.print(
-        f"{len(rows['steps']) - len(made)} of {len(rows['steps'])} steps are kept, {len(made)} would be made, then the report."
+        f"{counts['kept']} of {len(rows['steps'])} steps are kept, {counts['make']} would be made{shared}, then the report."
     )
     reasons: dict[str, list[str]] = {}
     for step in made:

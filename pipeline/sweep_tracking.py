@@ -75,8 +75,8 @@ class SweepTracking:
         self.finished = True
         varying = gather(report_step(self.plan, {}, missing).settings, {}).by_name
         rows = []
-        for cell in self.plan.cells:
-            if row := self._scaling_row(cell.name, missing):
+        for cell in self.plan.cells:  # a scaling curve is of models whose training is at its end
+            if varying[cell.name].is_last and (row := self._scaling_row(cell.name, missing)):
                 values = varying[cell.name].reading
                 rows.append(row | {"variant": _label(values, TRAINING), "judged": _label(values, READING)})
         self.runs.log_scaling(self.parent, rows)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from crate_model.model import LanguageModel
 from pipeline.artifacts.checkpoint import load_model
 from pipeline.artifacts.saes import load_sae, sites
 from pipeline.artifacts.store import Artifact, Store
@@ -24,7 +25,7 @@ def steer(store: Store, options: argparse.Namespace) -> int:
     from pipeline.steer.show import print_steering
 
     config = _steer_config(options)
-    model = load_model(artifact_of(store, options.run, f"{options.cell}/pretrain"))
+    model = _model(store, options.run, options.cell)
     saes = {}
     if f"{options.cell}/sae" in planned(store, options.run):
         made = artifact_of(store, options.run, f"{options.cell}/sae")
@@ -39,7 +40,7 @@ def sample(store: Store, options: argparse.Namespace) -> int:
 
     steps = planned(store, options.run)
     cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
-    models = {cell: load_model(artifact_of(store, options.run, f"{cell}/pretrain")) for cell in cells}
+    models = {cell: _model(store, options.run, cell) for cell in cells}
     config = _checked({"temperature": options.temperature, "top_k": options.top_k, "sample_tokens": options.tokens})
     print_next_words(models, options.prompt, config, Console())
     return 0
@@ -63,6 +64,12 @@ def compare(store: Store, options: argparse.Namespace) -> int:
         table.add_row(row["cell"], row["measure"], *numbers, interval, row["note"])
     Console().print(table)
     return 0
+
+
+def _model(store: Store, run: str, cell: str) -> LanguageModel:
+    """The weights that the cell's stages read."""
+    made = artifact_of(store, run, f"{cell}/pretrain")
+    return load_model(made, planned(store, run)[f"{cell}/evaluate"]["settings"].get("checkpoint_step", "last"))
 
 
 def _made(store: Store, run: str) -> dict[str, Artifact]:

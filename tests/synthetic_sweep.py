@@ -93,7 +93,7 @@ class SyntheticSweep:
         tree["sae"] = {"expansions": [1]} if self.sae else {}
         for key, value in changed.items():
             section, _, name = key.partition("__")
-            tree.setdefault(section, {})[name] = value
+            tree |= {section: tree.get(section, {}) | {name: value}} if name else {key: value}
         config = Config(**tree)
         cell = f"{architecture}-{n_layer}l" + "".join(f"-{k.rpartition('__')[2]}{v}" for k, v in changed.items())
         cell += f"-seed{seed}" if seed else ""

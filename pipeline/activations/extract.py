@@ -35,7 +35,7 @@ class Extractor:
         if device.type == "cpu":
             torch.set_num_threads(1)  # more workers, not more threads: a sum's rounding must not depend on the machine
         self.job, self.corpus = job, job.corpus()
-        self.reader: Reader = open_reader(job.pretrain, job.autoencoders, job.config, device)
+        self.reader: Reader = open_reader(job.pretrain, job.step, job.autoencoders, job.config, device)
         self._edges: dict[tuple[str, int], Tensor] = {}
 
     def read_shard(self, shard: int, tell: Callable[[int], None] = lambda tokens: None) -> int:

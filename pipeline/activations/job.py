@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.activations.corpus import Corpus, pilot_batches
 from pipeline.activations.sites import check_layers
 from pipeline.activations.wanted import Wanted
-from pipeline.artifacts.checkpoint import model_config
+from pipeline.artifacts.checkpoint import KeptStep, model_config
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import ActivationsConfig
@@ -40,6 +40,7 @@ class Job:
     shards: tuple[range, ...]  # of batches
     n_workers: int
     context: Context
+    step: KeptStep = "last"  # whose weights of `pretrain` are read
 
     @property
     def n_ctx(self) -> int:
@@ -94,7 +95,7 @@ def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Contex
     """Raises ConfigError when text, model and settings do not go together."""
     n_workers = max(1, context.runtime.workers_per_cell)
     artifacts = (inputs["tokens"], inputs["pretrain"], inputs.get("sae"))
-    job = Job(settings.seed, settings.activations, *artifacts, (), n_workers, context)
+    job = Job(settings.seed, settings.activations, *artifacts, (), n_workers, context, settings.checkpoint_step)
     corpus, model = job.corpus(), model_config(job.pretrain)
     corpus.check_vocabulary(model.vocab_size)
     if job.autoencoders is None:

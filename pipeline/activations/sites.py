@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.activation_stream import forward_to
+from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig
 from pipeline.errors import ArtifactError, ConfigError
@@ -67,15 +68,15 @@ class Reader:
 
 
 def open_reader(
-    pretrain: Artifact, autoencoders: Artifact | None, config: ActivationsConfig, device: torch.device
+    pretrain: Artifact, step: KeptStep, autoencoders: Artifact | None, config: ActivationsConfig, device: torch.device
 ) -> Reader:
-    """The model of a pretrain artifact with its taps, or with the autoencoders of an sae artifact.
+    """The model of a pretrain artifact after `step` with its taps, or with the autoencoders of an sae artifact.
 
     Raises ArtifactError for weights that are not finite.
     """
     from pipeline.artifacts.checkpoint import load_model
 
-    model = load_model(pretrain)
+    model = load_model(pretrain, step)
     broken = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
     if broken:
         raise ArtifactError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig, Config
 from pipeline.stage import Context, Stage, Summary
@@ -15,6 +16,7 @@ from pipeline.stage import Context, Stage, Summary
 class Settings:
     seed: int
     activations: ActivationsConfig
+    checkpoint_step: KeptStep = "last"
 
 
 def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crate_model.config import ModelConfig
@@ -35,13 +36,16 @@ CURVE_SCHEMA = pa.schema(
 )
 
 
-def load_model(artifact: Artifact, step: int | None = None) -> LanguageModel:
-    """The trained model on the CPU, float32, in evaluation mode; `step` picks one of `kept_steps`. Raises ArtifactError."""
+KeptStep = int | Literal["last"]  # of whose weights one speaks: one of `kept_steps`, or the end of the training
+
+
+def load_model(artifact: Artifact, step: KeptStep = "last") -> LanguageModel:
+    """The model after `step` on the CPU, float32, in evaluation mode. Raises ArtifactError."""
     import torch
 
     from crate_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 
-    prefix = "" if step is None else f"steps/{step}/"
+    prefix = "" if step == "last" else f"steps/{step}/"
     folders = [artifact.file(prefix + name).parent for name in (CONFIG_FILE, WEIGHTS_FILE)]
     try:
         return load_checkpoint(folders[0], dtype=torch.float32)
@@ -59,6 +63,14 @@ def kept_steps(artifact: Artifact) -> list[int]:
     """Steps of which a checkpoint was kept along the way, ascending; empty unless `pretrain.keep_log_spaced`."""
     names = artifact.names("steps/", "/config.json")
     return sorted(int(name.split("/")[1]) for name in names)
+
+
+def tokens_seen(artifact: Artifact, step: KeptStep = "last") -> int:
+    """Training tokens behind the weights after `step`."""
+    if step == "last":
+        return int(artifact.summary["train_tokens"])
+    curve = read_curve(artifact)
+    return int(curve.filter(pc.equal(curve["step"], step))["tokens"][0].as_py())
 
 
 def read_curve(artifact: Artifact) -> pa.Table:

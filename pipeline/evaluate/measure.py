@@ -9,7 +9,7 @@ import torch
 
 from crate_model.diagnostics import diagnose
 from crate_model.model import LanguageModel
-from pipeline.artifacts.checkpoint import load_model
+from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
@@ -21,12 +21,12 @@ DIAGNOSED_WINDOWS = 16
 TOKENS_A_PASS = {"cpu": 8192, "cuda": 65_536}
 
 
-def device_and_model(pretrained: Artifact, threads: int) -> tuple[torch.device, LanguageModel]:
-    """The trained model in float32 on a GPU if this process has one, else on the CPU."""
+def device_and_model(pretrained: Artifact, step: KeptStep, threads: int) -> tuple[torch.device, LanguageModel]:
+    """The model after `step` in float32 on a GPU if this process has one, else on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if threads:
         torch.set_num_threads(threads)
-    return device, load_model(pretrained).to(device)
+    return device, load_model(pretrained, step).to(device)
 
 
 def measure_loss(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts.checkpoint import KeptStep, tokens_seen
 from pipeline.artifacts.store import Artifact
 from pipeline.config import EvaluateConfig
 from pipeline.stage import Context, Stage, Summary
@@ -14,6 +15,7 @@ from pipeline.stage import Context, Stage, Summary
 @dataclass(frozen=True)
 class EvaluateSettings:
     evaluate: EvaluateConfig
+    checkpoint_step: KeptStep = "last"
 
 
 def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
@@ -21,7 +23,7 @@ def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: 
     from pipeline.artifacts.evaluation import write_evaluation
     from pipeline.evaluate.measure import device_and_model, diagnose_layers, measure_loss, next_words
 
-    device, model = device_and_model(inputs["pretrain"], context.runtime.threads_per_worker)
+    device, model = device_and_model(inputs["pretrain"], settings.checkpoint_step, context.runtime.threads_per_worker)
     totals = measure_loss(model, device, inputs["tokens"], settings.evaluate.val_tokens, context)
     layers = diagnose_layers(model, device, inputs["tokens"])
     write_evaluation(out_folder, totals, next_words(model, device, settings.evaluate), layers)
@@ -34,7 +36,7 @@ def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: 
     tracker = context.tracker.open()
     tracker.metrics(
         {f"evaluate/{name}": summary[name] for name in ("val_loss", "bits_per_byte")},
-        step=inputs["pretrain"].summary["train_tokens"],
+        step=tokens_seen(inputs["pretrain"], settings.checkpoint_step),
     )
     tracker.close()
     return summary

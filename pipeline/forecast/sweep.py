@@ -74,11 +74,13 @@ def forecast(
 
 def tasks_of(whole: Plan, costs: Costs, kept: Collection[str] = ()) -> list[Task]:
     configs = {cell.name: cell.config for cell in whole.cells}
-    tasks = []
+    made_by, tasks = whole.made_by, []
     for name, step in whole.steps.items():
         if name not in kept:
             work = costs.of(step.stage.name, configs.get(step.cell, whole.loaded.config))
             waits_for = tuple(other for other in step.inputs.values() if other not in kept)
+            if made_by[name] != name:
+                work, waits_for = Work(0, 0, 0.0, "made by another cell"), (made_by[name],)
             tasks.append(Task(name, step.cell, waits_for, work))
     report = Work(0, 1, costs.rates.report_seconds, "one core")
     return [*tasks, Task("report", "", tuple(task.name for task in tasks), report)]

@@ -9,23 +9,24 @@ from pipeline.report.tables import Tables
 
 
 def all_figures(study: Study, tables: Tables) -> list[Figure]:
-    """Every figure for which there are data."""
-    scores, means = tables.get("layer_scores", []), tables.get("model_scores", [])
+    """Every figure for which there are data. Weights kept along the way are in those that show how training went on."""
+    whole = {name: study.of_models(rows) for name, rows in tables.items() if rows and "cell" in rows[0]}
+    scores, means = whole.get("layer_scores", []), whole.get("model_scores", [])
     found = [
         figures_loss.scaling(study),
         figures_loss.published_ladder(study),
-        figures_loss.loss_curves(study, tables.get("curves", [])),
+        figures_loss.loss_curves(study, whole.get("curves", [])),
         *figures_loss.ablations(study),
-        figures_loss.domains(study, tables.get("domains", [])),
+        figures_loss.domains(study, whole.get("domains", [])),
         figures_scores.means_by_depth(study, means),
         *figures_scores.layer_panels(study, scores),
-        figures_scores.against_loss(study, means),
-        figures_scores.against_tokens(study, means),
-        figures_scores.coverage(study, scores),
-        figures_layers.sparsity(study, tables.get("layer_statistics", [])),
-        figures_layers.coding_rate(study, tables.get("layer_diagnostics", [])),
-        figures_edits.steering_doses(study, tables.get("steering_doses", [])),
-        figures_edits.autoencoders(study, tables.get("saes", [])),
-        figures_edits.densities(study, tables.get("sae_densities", [])),
+        figures_scores.against_loss(study, tables.get("model_scores", [])),
+        figures_scores.against_tokens(study, tables.get("model_scores", [])),
+        figures_scores.coverage(study, tables.get("layer_scores", [])),
+        figures_layers.sparsity(study, whole.get("layer_statistics", [])),
+        figures_layers.coding_rate(study, whole.get("layer_diagnostics", [])),
+        figures_edits.steering_doses(study, whole.get("steering_doses", [])),
+        figures_edits.autoencoders(study, whole.get("saes", [])),
+        figures_edits.densities(study, whole.get("sae_densities", [])),
     ]
     return [figure for figure in found if figure]

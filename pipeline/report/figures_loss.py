@@ -33,8 +33,8 @@ Rows = Sequence[dict[str, Any]]
 
 def loss_curves(study: Study, rows: Rows) -> Figure | None:
     """Loss against tokens seen, a panel an architecture, deeper models darker."""
-    curves = {cell.name: [row for row in rows if row["cell"] == cell.name] for cell in study.cells}
-    shown = [cell for cell in study.cells if curves[cell.name]]
+    curves = {cell.name: [row for row in rows if row["cell"] == cell.name] for cell in study.models}
+    shown = [cell for cell in study.models if curves[cell.name]]
     if not shown:
         return None
     architectures = [name for name in study.architectures if any(cell.architecture == name for cell in shown)]
@@ -98,7 +98,7 @@ def _unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "righ
 
 def scaling(study: Study) -> Figure | None:
     """Validation loss against parameters, non-embedding parameters and training FLOPs, with the fitted laws there are."""
-    shown = [cell for cell in study.cells if cell.val_loss is not None]
+    shown = [cell for cell in study.models if cell.val_loss is not None]
     if not shown:
         return None
 
@@ -161,7 +161,7 @@ def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, label
 
 def published_ladder(study: Study) -> Figure | None:
     """Our models beside the paper's own ladder."""
-    shown = [cell for cell in study.cells if cell.val_loss is not None]
+    shown = [cell for cell in study.models if cell.val_loss is not None]
     if not shown:
         return None
     axes_shown = list(AXES)[:2]
@@ -233,7 +233,7 @@ def domains(study: Study, rows: Rows) -> Figure | None:
             1, 1, 0.7 + 0.3 * len(names), titles=False, left=0.3 + 0.075 * max(map(len, names))
         )
         axes = panels[0]
-        for cell in study.cells:
+        for cell in study.models:
             own = {row["domain"]: row["loss"] for row in rows if row["cell"] == cell.name}
             x, y = list(own.values()), [len(names) - 1 - names.index(name) for name in own]
             tips = [(f"{cell.name}, {name}: {loss:.3f} nats", link_to(cell)) for name, loss in own.items()]
@@ -260,9 +260,11 @@ def domains(study: Study, rows: Rows) -> Figure | None:
 def ablations(study: Study) -> list[Figure]:
     """One figure for each numeric setting of the training that the sweep varies: final loss against it."""
     found = []
-    for key in sorted({key for cell in study.cells for key in cell.reading if key.startswith(TRAINING)}):
+    for key in sorted({key for cell in study.models for key in cell.reading if key.startswith(TRAINING)}):
         cells = [
-            cell for cell in study.cells if cell.val_loss is not None and isinstance(cell.reading.get(key), int | float)
+            cell
+            for cell in study.models
+            if cell.val_loss is not None and isinstance(cell.reading.get(key), int | float)
         ]
         if len({cell.reading[key] for cell in cells}) > 1:
             found.append(_ablation(study, key, cells))

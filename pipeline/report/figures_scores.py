@@ -256,7 +256,7 @@ def against_loss(study: Study, rows: Rows) -> Figure | None:
         "Better models are to the left.",
         "validation loss, nats a token",
         lambda cell: float(cell.val_loss or 0),
-        lambda cell: cell.score_series,
+        lambda cell: cell.score_series if len(study.models) == len(study.cells) else _trained(cell),
         logarithmic=False,
     )
 
@@ -270,12 +270,17 @@ def against_tokens(study: Study, rows: Rows) -> Figure | None:
         rows,
         "scores_against_tokens",
         "Interpretability against training",
-        "One line a depth.",
+        "One line a size of model; where weights of several steps were read, it is one training.",
         "training tokens",
         lambda cell: float(cell.train_tokens),
-        lambda cell: f"{cell.architecture}-{cell.model.n_layer}-{cell.model.d_model}",
+        _trained,
         logarithmic=True,
     )
+
+
+def _trained(cell: Cell) -> str:
+    """What is the same of all weights of one training, and of trainings that differ in length or seed."""
+    return f"{cell.series} {cell.model.n_layer} {cell.model.d_model}"
 
 
 def _against(
@@ -304,7 +309,7 @@ def _against(
             for line in lines.values():
                 line.sort(key=lambda pair: value_of(pair[0]))
                 x, y = [value_of(cell) for cell, _ in line], [100 * row["mean"] for _, row in line]
-                first = line[0][0]
+                first = next((cell for cell, _ in line if cell.is_last), line[0][0])
                 axes.plot(x, y, color=colour(first), alpha=0.35, linewidth=1.3, linestyle=dashes(study, first))
                 tips = [
                     (f"{cell.name}: {points(row['mean'])} at {axis} {value_of(cell):.4g}", link_to(cell))
@@ -313,7 +318,8 @@ def _against(
                 canvas.marks(
                     axes, x, y, tips, **marker(study, first), markersize=5, label=ARCHITECTURES[first.architecture]
                 )
-                for (cell, _), a, b in zip(line, x, y, strict=True):
+                one_depth = len({cell.model.n_layer for cell, _ in line}) == 1
+                for (cell, _), a, b in list(zip(line, x, y, strict=True))[-1 if one_depth else 0 :]:
                     if len(study.depths) <= 6:
                         label_point(axes, f"{cell.model.n_layer}L", a, b, colour(cell))
             if logarithmic:

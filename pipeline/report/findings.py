@@ -46,7 +46,7 @@ def deepest_pair(study: Study, cells: list[Cell]) -> tuple[list[Cell], list[Cell
 
 
 def _loss_gap(study: Study) -> Finding | None:
-    pair = deepest_pair(study, [cell for cell in study.cells if cell.val_loss is not None])
+    pair = deepest_pair(study, [cell for cell in study.models if cell.val_loss is not None])
     if pair is None:
         return None
     crate, gpt2 = (float(np.mean([cell.val_loss for cell in cells])) for cells in pair)
@@ -67,7 +67,7 @@ def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
     rows = [row for row in tables.get("model_scores", []) if row["family"] == "code" and row["mean"] is not None]
     metric = next((metric for metric in METRICS if any(row["metric"] == metric for row in rows)), None)
     by_cell = {row["cell"]: row for row in rows if row["metric"] == metric}
-    pair = deepest_pair(study, [cell for cell in study.cells if cell.name in by_cell])
+    pair = deepest_pair(study, [cell for cell in study.models if cell.name in by_cell])
     if pair is None or metric is None:
         return []
     means = [float(np.mean([100 * by_cell[c.name]["mean"] for c in cells])) for cells in pair]
@@ -113,7 +113,7 @@ def _apart(crate: list[dict[str, Any]], gpt2: list[dict[str, Any]]) -> bool:
 
 
 def _against_unigram(study: Study) -> Finding | None:
-    losses = [cell for cell in study.cells if cell.val_loss is not None]
+    losses = [cell for cell in study.models if cell.val_loss is not None]
     if study.unigram_entropy is None or not losses:
         return None
     below = [cell for cell in losses if float(cell.val_loss or 0) < study.unigram_entropy]

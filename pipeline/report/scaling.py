@@ -119,7 +119,7 @@ def all_series(study: Study, axis: str) -> list[Series]:
 
 
 def _all_series(study: Study, axis: str) -> list[Series]:
-    measured = [cell for cell in study.cells if cell.val_loss is not None]
+    measured = [cell for cell in study.models if cell.val_loss is not None]
     names = dict.fromkeys((cell.series, cell.architecture) for cell in measured)
     return [Series(name, arch, axis, tuple(cell for cell in measured if cell.series == name)) for name, arch in names]
 

@@ -22,7 +22,8 @@ SHAPE_KEYS = (
 )  # told by the axes and replicas
 TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
 MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
-TRAINING, READING = ("model.", "pretrain."), ("activations.", "interpret.")
+CHECKPOINT_KEY = "checkpoint_step"  # whose weights were read
+TRAINING, READING = ("model.", "pretrain."), ("activations.", "interpret.", CHECKPOINT_KEY)
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,16 @@ class Cell:
         return int(self.settings.get("seed", 0))
 
     @property
+    def is_last(self) -> bool:
+        """Whether this is the model that training ended with, and not weights kept along the way."""
+        return self.settings.get(CHECKPOINT_KEY, "last") == "last"
+
+    @property
     def train_tokens(self) -> int:
         """Tokens seen in training: whole batches only."""
         planned = self.settings["pretrain"]
+        if not self.is_last:
+            return int(self.settings[CHECKPOINT_KEY]) * planned["batch_tokens"]
         trained = self.artifacts.get("pretrain")
         known = trained.summary.get("train_tokens") if trained else None
         return known or planned["total_tokens"] // planned["batch_tokens"] * planned["batch_tokens"]
@@ -68,7 +76,7 @@ class Cell:
     @property
     def val_loss(self) -> float | None:
         """Nats a token over the whole of what `evaluate` was told to measure; of the training's own evaluation without it."""
-        for stage in ("evaluate", "pretrain"):
+        for stage in ("evaluate", "pretrain") if self.is_last else ("evaluate",):
             if stage in self.artifacts and self.artifacts[stage].summary.get("val_loss") is not None:
                 return float(self.artifacts[stage].summary["val_loss"])
         return None
@@ -131,14 +139,23 @@ class Study:
     def readings(self) -> list[dict[str, Any]]:
         """The different values of what varies beside shape and seed; most sweeps have one, the empty one."""
         found: list[dict[str, Any]] = []
-        for cell in self.cells:
+        for cell in sorted(self.cells, key=lambda cell: not cell.is_last):
             if cell.reading not in found:
                 found.append(cell.reading)
         return found
 
     @property
     def tokens_vary(self) -> bool:
-        return len({cell.train_tokens for cell in self.cells}) > 1
+        return len({cell.train_tokens for cell in self.models}) > 1
+
+    @cached_property
+    def models(self) -> list[Cell]:
+        """The cells whose training is at its end: whose losses are compared. The others are earlier weights of such."""
+        return [cell for cell in self.cells if cell.is_last]
+
+    def of_models(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a table that speak of such cells."""
+        return [row for row in rows if self.by_name[row["cell"]].is_last]
 
     @cached_property
     def by_name(self) -> dict[str, Cell]:
@@ -162,6 +179,8 @@ def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
         artifacts = {name.removeprefix(prefix): made for name, made in inputs.items() if name.startswith(prefix)}
         values = flat(outcome.settings)
         reading = {key: values.get(key) for key in varying}
+        if reading.get(CHECKPOINT_KEY) == "last":
+            del reading[CHECKPOINT_KEY]
         variant = {key: value for key, value in reading.items() if key.startswith(TRAINING) and key != TOKENS_KEY}
         cells.append(Cell(outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant, reading))
     order = list(ARCHITECTURES)

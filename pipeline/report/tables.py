@@ -29,7 +29,7 @@ def all_tables(study: Study) -> Tables:
         "cells": [cell_row(cell) for cell in study.cells],
         "fits": fit_rows(study),
         "offsets": offset_rows(study),
-        "curves": _each(study, "pretrain", curve_rows),
+        "curves": study.of_models(_each(study, "pretrain", curve_rows)),
         "text": text_rows(study),
         "domains": _each(study, "evaluate", lambda cell, made: evaluation.read_domains(made).to_pylist()),
         "layer_diagnostics": _each(study, "evaluate", lambda cell, made: evaluation.read_layers(made).to_pylist()),

@@ -44,7 +44,7 @@ def make_group(
 
     sae = settings.sae
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(inputs["pretrain"])
+    model = load_model(inputs["pretrain"], settings.checkpoint_step)
     train = TokenSplit(inputs["tokens"], "train")
     group = train_group(model, train, sites, sae, settings.seed, device, watcher(settings, context, leads))
     finished = {trainer.site: trainer.finished() for trainer in group.trainers}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
 from pipeline.config import SAEConfigSection
 from pipeline.stage import Context, Stage, Summary
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Settings:
     seed: int
     sae: SAEConfigSection
+    checkpoint_step: KeptStep = "last"
 
 
 def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
 from pipeline.config import SteerConfig
 from pipeline.stage import Context, Stage, Summary
@@ -14,6 +15,7 @@ from pipeline.stage import Context, Stage, Summary
 @dataclass(frozen=True)
 class Settings:
     steer: SteerConfig
+    checkpoint_step: KeptStep = "last"
 
 
 def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
@@ -25,7 +27,7 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
     from pipeline.steer import choice
     from pipeline.steer.study import study
 
-    steer, model = settings.steer, load_model(inputs["pretrain"])
+    steer, model = settings.steer, load_model(inputs["pretrain"], settings.checkpoint_step)
     trained = {site.name: site for site in sites(inputs["sae"])} if "sae" in inputs else {}
     saes = {name: (site.point, load_sae(inputs["sae"], name)) for name, site in trained.items()}
     neurons = choice.live_neurons(Records(inputs["activations"]))

@@ -33,6 +33,11 @@ def test_every_config_in_the_repository_loads(path: Path) -> None:
         ("model:\n  d_model: 7\n", "sweep.yaml:1: model: d_model 7"),
         ("grid:\n  model.depth: [1]\n", "sweep.yaml:1: no such key 'model.depth'"),
         ("a: 1\na: 2\n", "sweep.yaml:2: the key 'a' stands here twice"),
+        (
+            "pretrain:\n  keep_log_spaced: true\ncheckpoint_step: 3\n",
+            "sweep.yaml:3: checkpoint_step: the weights of this step are not kept: those of 1, 2, 4, ... up to 600000 are",
+        ),
+        ("grid:\n  checkpoint_step: [4, last]\n", "sweep.yaml:1: checkpoint_step: only the last weights are kept"),
         ("- 1\n", "sweep.yaml:1: a configuration is a mapping"),
         ("name: [\n", "sweep.yaml:2: not valid YAML"),
     ],

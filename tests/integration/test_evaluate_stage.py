@@ -14,7 +14,7 @@ import torch
 from training_world import MODEL, N_CTX, make_job, make_tokens
 
 from crate_model.model import LanguageModel
-from pipeline.artifacts.checkpoint import CURVE, load_model, write_curve, write_model
+from pipeline.artifacts.checkpoint import CURVE, KeptStep, kept_steps, load_model, tokens_seen, write_curve, write_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.artifacts.tokens import TokenSplit
@@ -30,16 +30,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     torch.manual_seed(0)
     making = store.making_folder("model")
     write_model(making, MODEL, LanguageModel(MODEL).state_dict())
-    write_curve(
-        making / CURVE, {name: [] for name in ("step", "tokens", "loss", "learning_rate", "grad_norm", "val_loss")}
-    )
+    write_model(making / "steps" / "4", MODEL, LanguageModel(MODEL).state_dict())
+    curve = {name: [0.0] * 5 for name in ("loss", "learning_rate", "grad_norm", "val_loss")}
+    write_curve(making / CURVE, curve | {"step": [1, 2, 3, 4, 5], "tokens": [10, 20, 30, 40, 50]})
     recipe = {"stage": "pretrain", "version": 1, "fingerprint": "8" * 32, "settings": {}, "inputs": {}}
-    return {"tokens": tokens, "pretrain": store.publish(making, recipe, {"train_tokens": 5}, {})}
+    return {"tokens": tokens, "pretrain": store.publish(making, recipe, {"train_tokens": 50}, {})}
 
 
-def by_eye(inputs: dict[str, Artifact]) -> tuple[np.ndarray, np.ndarray]:
+def by_eye(inputs: dict[str, Artifact], step: KeptStep = "last") -> tuple[np.ndarray, np.ndarray]:
     """The loss of every token of val but the first, and its position: window after window, the last one short."""
-    split, model = TokenSplit(inputs["tokens"], "val"), load_model(inputs["pretrain"])
+    split, model = TokenSplit(inputs["tokens"], "val"), load_model(inputs["pretrain"], step)
     losses, positions = [], []
     for start in range(0, split.n_tokens - 1, N_CTX):
         ids = torch.from_numpy(split.read(start, min(N_CTX + 1, split.n_tokens - start)).astype(np.int64))
@@ -68,6 +68,18 @@ def test_losses_of_all_of_val_by_domain(inputs: dict[str, Artifact], tmp_path: P
         own = domains == row["domain"]
         assert row["n_tokens"] == own.sum() and row["n_bytes"] == n_bytes[own].sum()
         assert row["loss"] == pytest.approx(losses[own].mean(), rel=1e-5)
+
+
+def test_weights_kept_along_the_way_are_measured_in_their_own_right(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    assert kept_steps(inputs["pretrain"]) == [4]
+    assert (tokens_seen(inputs["pretrain"], 4), tokens_seen(inputs["pretrain"])) == (40, 50)
+    earlier, last = by_eye(inputs, 4)[0].mean(), by_eye(inputs)[0].mean()
+    assert abs(earlier - last) > 1e-4
+    job = make_job(tmp_path, inputs["tokens"])
+    settings = EvaluateSettings(EvaluateConfig(), checkpoint_step=4)
+    assert run(settings, inputs, job.out_folder, job.context)["val_loss"] == pytest.approx(earlier, rel=1e-6)
 
 
 def test_next_words_are_the_likeliest_and_sum_to_less_than_one(inputs: dict[str, Artifact], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def test_every_ready_configuration_can_be_planned(path: Path, tmp_path: Path) ->
     assert not (tmp_path / "untouched").exists()
     assert rows == json.loads(json.dumps(rows))
     assert all(cell.keys() >= ISSUE_2 and cell["status"] == "make" for cell in rows["cells"])
-    assert rows["totals"]["train_flops"] == sum(c["train_flops_per_token"] * c["train_tokens"] for c in rows["cells"])
+    assert rows["totals"]["train_flops"] == sum(
+        c["train_flops_per_token"] * c["train_tokens"] for c in rows["cells"] if not c["shared"]
+    )
     assert rows["forecast"]["critical_path"][-1] == "report"
     assert rows["forecast"]["gpu_hours"] == pytest.approx(8 * rows["forecast"]["hours"])
 
@@ -52,20 +55,37 @@ def test_every_ready_configuration_can_be_planned(path: Path, tmp_path: Path) ->
     [
         ("constant_width", "model.n_layer", {"crate", "gpt2"}, set(range(1, 13))),
         ("learning_rate", "pretrain.learning_rate", {"crate", "gpt2"}, {1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3}),
+        ("over_training", "checkpoint_step", {"crate", "gpt2"}, {8, 32, 128, 512, 2048, 8192, 32768, "last"}),
         ("lambda_ablation", "model.lambda_sparsity", {"crate"}, {0.0, 0.025, 0.05, 0.1, 0.2, 0.4}),
     ],
 )
 def test_the_studies_vary_what_they_are_named_for(
-    name: str, key: str, architectures: set[str], values: set[float]
+    name: str, key: str, architectures: set[str], values: set[Any]
 ) -> None:
-    section, _, field = key.partition(".")
     cells = load_config(CONFIGS / f"{name}.yaml").cells()
-    found: dict[str, set[float]] = {}
+    found: dict[str, set[Any]] = {}
     for cell in cells:
         assert (cell.config.model.d_model, cell.config.model.n_ctx) in {(768, 1024), (128, 1024)}
-        found.setdefault(cell.config.model.architecture, set()).add(getattr(getattr(cell.config, section), field))
+        found.setdefault(cell.config.model.architecture, set()).add(operator.attrgetter(key)(cell.config))
     assert found.keys() == {"crate", "gpt2"}
     assert all(found[architecture] == values for architecture in architectures)
+
+
+def test_a_training_that_cells_share_is_counted_once(tmp_path: Path) -> None:
+    """Interpretability over training reads one model's kept weights in many cells."""
+    once = rows_of(CONFIGS / "over_training.yaml", tmp_path, "grid={model.architecture: [crate, gpt2]}")
+    rows = rows_of(CONFIGS / "over_training.yaml", tmp_path)
+    assert (len(once["cells"]), len(rows["cells"])) == (2, 16)
+    assert rows["totals"]["train_flops"] == once["totals"]["train_flops"]
+    assert rows["totals"]["judge_calls"] == 8 * once["totals"]["judge_calls"]
+    gpu_hours = [found["forecast"]["stages"]["pretrain"]["gpu_hours"] for found in (once, rows)]
+    assert gpu_hours[0] == pytest.approx(gpu_hours[1])
+    shared = [step for step in rows["steps"] if step["status"] == "shared"]
+    assert {step["name"].partition("/")[2] for step in shared} == {"pretrain"} and len(shared) == 14
+    console = Console(record=True, width=300)
+    print_plan(rows, console)
+    text = console.export_text()
+    assert "14 shared with other cells" in text and "(pretrain with a cell above)" in text
 
 
 def test_a_plan_tells_tokens_judge_memory_disk_and_hours(tmp_path: Path) -> None:

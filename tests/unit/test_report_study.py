@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.report import figures_loss, figures_scores
+from pipeline.report.figures import all_figures
 from pipeline.report.findings import findings
 from pipeline.report.replicas import over_seeds
 from pipeline.report.scaling import all_series, fit_rows, offset_rows
@@ -111,6 +113,37 @@ def test_tokens_are_an_axis_of_the_law_and_no_variant(sweep: SyntheticSweep) -> 
     assert series.means[1].tolist() == longest
     (compute,) = all_series(study, "training FLOPs")
     assert np.all(np.diff(compute.means[1]) <= 0)
+
+
+def test_weights_kept_along_the_way_show_the_training_and_are_no_models(sweep: SyntheticSweep) -> None:
+    kept: dict[str, Any] = {"pretrain__total_tokens": 16_384, "pretrain__keep_log_spaced": True}
+    for architecture in ("crate", "gpt2"):
+        for step in (1, 4, "last"):
+            sweep.add(architecture, 2, checkpoint_step=step, **kept)
+    study = study_of(sweep)
+    assert [cell.train_tokens for cell in study.of("crate")] == [1024, 4096, 16_384]
+    assert [cell.score_series for cell in study.of("crate")] == [
+        "CRATE (checkpoint_step 1)",
+        "CRATE (checkpoint_step 4)",
+        "CRATE",
+    ]
+    assert {cell.series for cell in study.cells} == {"CRATE", "GPT-2"}
+    assert [len(series.cells) for series in all_series(study, "parameters")] == [1, 1]
+    tables = all_tables(study)
+    assert {row["cell"] for row in tables["curves"]} == {cell.name for cell in study.models}
+    figures = {figure.name: figure for figure in all_figures(study, tables)}
+    marks = {
+        name: {text.partition(":")[0] for tips in figure.drawn[1].tips.values() for text, _ in tips}
+        for name, figure in figures.items()
+    }
+    everything, models = {cell.name for cell in study.cells}, {cell.name for cell in study.models}
+    assert marks["scores_against_tokens"] == marks["scores_against_loss"] == everything
+    assert marks["scaling"] == models and marks["means_by_depth"] & everything == models
+    against_tokens = figures["scores_against_tokens"].drawn[0].axes[0]
+    lines = [line for line in against_tokens.get_lines() if len(line.get_xdata()) == 3]
+    assert all(list(line.get_xdata()) == [1024, 4096, 16_384] for line in lines) and len(lines) >= 2
+    told = findings(study, tables)
+    assert set().union(*(finding.cells for finding in told)) == models
 
 
 def test_findings_name_the_better_model_whichever_it_is(sweep: SyntheticSweep) -> None:
