@@ -89,9 +89,10 @@ def _unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "righ
     said = f"unigram entropy {entropy:.2f}"
     style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
     x, inwards = (1, -2) if side == "right" else (0, 2)
+    below = side == "left"  # where curves of training come down from above
     if low - 0.7 * (high - low) <= entropy <= high + 0.7 * (high - low):
         axes.axhline(entropy, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1)
-        axes.annotate(said, (x, entropy), (inwards, 4), xycoords=("axes fraction", "data"), **style)
+        axes.annotate(said, (x, entropy), (inwards, -11 if below else 4), xycoords=("axes fraction", "data"), **style)
     else:
         axes.annotate(f"{said} \N{UPWARDS ARROW}", (x, 1), (inwards, -4), xycoords="axes fraction", va="top", **style)
 

@@ -183,6 +183,8 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
             axes.set_title(METRICS[metric])
             axes.set_xlabel("layers")
             axes.set_xticks(depths)
+            if len(depths) == 1:
+                axes.set_xlim(depths[0] - 0.5, depths[0] + 0.5)
         panels[0].set_ylabel("mean score times 100")
         canvas.key(drawing, panels)
         return drawing

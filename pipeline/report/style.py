@@ -103,7 +103,7 @@ class Canvas:
         from matplotlib.figure import Figure as Drawing
 
         self.n_panels, self.columns, self.panel_height = n_panels, min(n_panels, columns), panel_height
-        self.width = SINGLE_WIDTH if columns == 1 else WIDTH
+        self.width = SINGLE_WIDTH if self.columns == 1 else WIDTH
         self.key_height = KEY * legend
         n_rows, top = -(-n_panels // self.columns), TITLE if titles else NO_TITLE
         width, height = self.width / self.columns, n_rows * panel_height + self.key_height
