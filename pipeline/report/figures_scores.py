@@ -23,6 +23,7 @@ from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LONGEST_BESIDE, LONGEST_NAME = 16, 44  # characters of a cell's name: beside one of three panels, and of one alone
 BARS_UP_TO = 3  # layers: shallower models are drawn as bars, as the paper does
 OUTCOMES = {
     "n_scored": ("scored", "accent"),
@@ -346,7 +347,9 @@ def coverage(study: Study, rows: Rows) -> Figure | None:
         return None
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(metrics), 3, 0.9 + 0.25 * len(names), left=0.2 + 0.075 * max(map(len, names)))
+        longest = min(LONGEST_NAME, max(map(len, names)))
+        columns = 3 if longest <= LONGEST_BESIDE else 1
+        drawing, panels = canvas.grid(len(metrics), columns, 0.9 + 0.25 * len(names), left=0.2 + 0.075 * longest)
         for axes, metric in zip(panels, metrics, strict=True):
             shares = _outcome_shares(rows, metric, names)
             left = [0.0] * len(names)
@@ -358,7 +361,7 @@ def coverage(study: Study, rows: Rows) -> Figure | None:
             tips = [(f"{name}: {100 * shares[name]['n_scored']:.1f} % scored", f"#cell-{name}") for name in names]
             scored = [100 * shares[name]["n_scored"] for name in names]
             canvas.marks(axes, scored, list(range(len(names))), tips, marker="|", color=PALETTE["ink"], markersize=7)
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.set_xlim(0, 100)
             axes.grid(axis="y", visible=False)
@@ -378,6 +381,12 @@ def coverage(study: Study, rows: Rows) -> Figure | None:
         f"Share of neurons with a score: {said}.",
         draw,
     )
+
+
+def _shortened(name: str) -> str:
+    """A cell's name with its middle left out where it is too long to stand beside a panel."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
 
 
 def _outcome_shares(rows: Rows, metric: str, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -142,6 +142,9 @@ def test_weights_kept_along_the_way_show_the_training_and_are_no_models(sweep: S
     against_tokens = figures["scores_against_tokens"].drawn[0].axes[0]
     lines = [line for line in against_tokens.get_lines() if len(line.get_xdata()) == 3]
     assert all(list(line.get_xdata()) == [1024, 4096, 16_384] for line in lines) and len(lines) >= 2
+    for figure in figures.values():  # names of such cells are long: they may not push the panels away
+        drawing = figure.drawn[0]
+        assert all(axes.get_position().width * drawing.get_figwidth() > 1.5 for axes in drawing.axes), figure.name
     told = findings(study, tables)
     assert set().union(*(finding.cells for finding in told)) == models
 
