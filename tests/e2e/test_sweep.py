@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from tests.browser import complaints, needs_browser, open_neurons, opened_browser
 from tests.e2e.sweeps import planned, sweep
 
 
@@ -19,6 +20,17 @@ def test_every_step_left_its_artifact_under_a_name(swept: Path) -> None:
             assert (run / cell / stage / "manifest.json").is_file()
     page = (run / "report" / "index.html").read_text("utf-8")
     assert "crate-1l" in page and "gpt2-1l" in page
+
+
+@needs_browser
+def test_its_page_opens_without_a_complaint_and_shows_its_neurons(swept: Path) -> None:
+    page = swept.parent / "store" / "runs" / "tiny" / "report" / "index.html"
+    with opened_browser() as browser:
+        browser.get(page.resolve().as_uri())
+        open_neurons(browser)
+        assert browser.execute_script("return document.querySelector('.count').textContent") == "128 of 128 neurons"
+        assert browser.execute_script("return document.querySelectorAll('.detail .excerpt').length") > 0
+        assert complaints(browser) == []
 
 
 def test_the_models_learned(swept: Path) -> None:
@@ -92,6 +104,28 @@ def test_a_batch_of_the_sweep_is_shown_without_a_cell(swept: Path, capsys: pytes
     assert len(rows) == 4 and all(sum(d["tokens"] for d in row["documents"]) == 64 for row in rows)
     assert main(["inspect-batch", *of_run, "--step", "50"]) == 2
     assert "steps 0 to 49" in capsys.readouterr().err
+
+
+def test_kept_weights_are_read_of_a_model_that_is_trained_once(swept: Path) -> None:
+    grid = "grid={model.architecture: [crate], model.n_layer: [1], checkpoint_step: [4, last]}"
+    changes = [
+        "--set",
+        grid,
+        "--set",
+        "pretrain.keep_log_spaced=true",
+        "--set",
+        "name=kept",
+        "--set",
+        "steer.neurons=0",
+    ]
+    result = sweep(swept, *changes)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = swept.parent / "store" / "runs" / "kept"
+    cells = [run / f"crate-1l-checkpoint_step{step}" for step in ("4", "last")]
+    assert len({(cell / "pretrain").resolve() for cell in cells}) == 1
+    losses = [json.loads((cell / "evaluate" / "manifest.json").read_text())["summary"]["val_loss"] for cell in cells]
+    assert losses[0] > losses[1] + 0.1
+    assert (run / "report" / "figures" / "scores_against_tokens.svg").is_file()
 
 
 @pytest.mark.parametrize(

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import complaints, needs_browser, open_neurons, opened_browser, wait
 from tests.ports import free_port
 from tests.report_world import Built
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on PATH")
+pytestmark = needs_browser
 FIRST_PAINT_SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,1000",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(DRIVER))
-    found.set_script_timeout(60)
-    yield found
-    found.quit()
+    with opened_browser() as found:
+        yield found
 
 
 @pytest.fixture
@@ -61,23 +44,6 @@ def show(browser: Any, width: int, dark: bool = False) -> None:
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-
-def complaints(browser: Any) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-def wait(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the page did not come so far"
-        time.sleep(0.05)
-    return value
-
-
-def open_neurons(page: Any) -> None:
-    page.execute_script("document.getElementById('neurons').scrollIntoView()")
-    wait(lambda: page.execute_script("return document.getElementById('browser').dataset.ready"))
 
 
 def set_control(page: Any, name: str, value: str, event: str = "change") -> None:
