@@ -46,7 +46,7 @@ def loss_curves(study: Study, rows: Rows) -> Figure | None:
             own = [cell for cell in shown if cell.architecture == architecture]
             labelled = labelled_depths([cell.model.n_layer for cell in own])
             ends = [_curve(canvas, axes, study, cell, curves[cell.name]) for cell in own]
-            _unigram_line(axes, study.unigram_entropy, "left")  # the curves' labels stand at the right
+            _unigram_line(axes, study.unigram_entropy, _free_side(axes, study.unigram_entropy, ends))
             axes.set_title(ARCHITECTURES[architecture])
             axes.set_xlabel("tokens seen")
             axes.xaxis.set_major_formatter(lambda value, _: amount(value) if value else "0")
@@ -79,6 +79,15 @@ def _curve(canvas: Canvas, axes: Axes, study: Study, cell: Cell, rows: Rows) -> 
     tips = [(f"{cell.name}: {b:.3f} after {amount(a)} tokens", link_to(cell)) for a, b in zip(x, y, strict=True)]
     canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=3)
     return x[-1], y[-1], depth_label(study, cell), shade
+
+
+def _free_side(
+    axes: Axes, entropy: float | None, ends: Sequence[tuple[float, float, str, str] | None]
+) -> Literal["left", "right"]:
+    """Where a text at this height is clear of the curves, which end at the right, with their labels."""
+    low, high = axes.get_ylim()
+    highest = max((end[1] for end in ends if end), default=low)
+    return "right" if entropy is not None and highest < entropy - 0.06 * (high - low) else "left"
 
 
 def _unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "right"] = "right") -> None:

@@ -153,6 +153,7 @@ def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shift
             tips = [(f"{said} layer {layer}: {value}", f"#fig-layers_{metric}") for layer, value in enumerate(y)]
             style = hollow(architecture) | ({"markerfacecolor": PALETTE["paper"]} if shifts else {})
             label = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
+            _outline(axes, x, y, style, shown=bool(shifts))
             canvas.marks(axes, x, list(y), tips, **style, markersize=5, label=label, zorder=5)
         features = published.SAE_LAYERS.get(metric, {}).get(architecture, {}).get(depth, ())
         if features and (architecture, False) in shifts:
@@ -163,7 +164,15 @@ def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shift
             ]
             style = hollow(architecture) | {"marker": "D", "markeredgecolor": PALETTE[f"{architecture}-soft"]}
             style["markerfacecolor"] = PALETTE["paper"]
+            _outline(axes, x, features, style, shown=True)
             canvas.marks(axes, x, list(features), tips, **style, markersize=4.5, label=label, zorder=5)
+
+
+def _outline(axes: Axes, x: Sequence[float], y: Sequence[float], style: dict[str, Any], shown: bool) -> None:
+    """A dark rim, without which a hollow mark would be lost on a bar of its own colour."""
+    if shown:
+        rim = {"marker": style["marker"], "color": PALETTE["ink"], "markeredgewidth": 0}
+        axes.plot(x, y, linestyle="none", **rim, markersize=7.5, zorder=4.9)
 
 
 def means_by_depth(study: Study, rows: Rows) -> Figure | None:
