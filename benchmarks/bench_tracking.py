@@ -47,7 +47,7 @@ class SlowServer(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         run = {"info": {"run_id": "a" * 32, "experiment_id": "1", "status": "RUNNING", "start_time": 0}, "data": {}}
         called = self.path.rpartition("/")[2]
-        self._answer({"create": {"run": run}, "log-batch": {}}.get(called, {}))
+        self._answer({"create": {"run": run}, "update": {"run_info": run["info"]}}.get(called, {}))
 
     def _answer(self, answer: dict[str, Any]) -> None:
         time.sleep(ANSWER_SECONDS)
