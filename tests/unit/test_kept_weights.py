@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.artifacts import steering
 from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.records import Records
 from pipeline.artifacts.store import Artifact
+from pipeline.cli import main
 from pipeline.config import SteerConfig
 from pipeline.errors import ArtifactError
 from pipeline.sae import stage as sae
@@ -85,6 +87,17 @@ def test_neurons_are_read_of_them(world: World, longer: Artifact) -> None:
         inputs = {"tokens": world.tokens, "pretrain": pretrain}
         made.append(Records(cases.extract(world.store, settings, inputs, fingerprint=f"{place}a" * 16)).statistics(1))
     assert made[0].equals(made[1]) and not made[0].equals(made[2])
+
+
+def test_a_cell_s_samples_are_of_them(world: World, longer: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for place, (pretrain, step) in enumerate(readings(world, longer)):
+        evaluate = {"stage": "evaluate", "fingerprint": "0" * 32, "settings": {"checkpoint_step": step}}
+        steps = {"cell/pretrain": {"stage": "pretrain", "fingerprint": pretrain.fingerprint}, "cell/evaluate": evaluate}
+        world.store.write_note(f"run{place}", "plan.json", json.dumps({"steps": steps}).encode())
+        assert main(["sample", "--run", f"run{place}", "--store", str(world.store.root), "--tokens", "3"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
 
 
 def test_a_step_that_was_not_kept_is_told(world: World) -> None:
