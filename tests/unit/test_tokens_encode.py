@@ -93,6 +93,38 @@ def test_a_shard_on_which_the_fast_encoder_errs_is_made_by_tiktoken(tmp_path, mo
     assert "differed from tiktoken in 1 shards" in caplog.text
 
 
+class WrongOnLong(Wrong):
+    """A fault that only a long text brings out."""
+
+    def encode_batch_flat(self, texts, split_special_tokens):
+        return super().encode_batch_flat([t if len(t) > 20_000 else t.replace("X", "y") for t in texts], True)
+
+
+@pytest.mark.parametrize("text", ["one word, X, and others " * 1000, "oneword,X,nospace" * 1000])
+def test_of_a_long_document_the_beginning_is_compared(monkeypatch, text):
+    encode.check(text, encode_fast([text])[0])
+    wrong = text.replace("X", "x")
+    with pytest.raises(encode.Mismatch):
+        monkeypatch.setattr(encode, "fast_encoder", Wrong)
+        encode.check(text, encode_fast([text])[0])
+    assert len(encode_exactly([wrong])[0]) > encode.SAMPLE_CHARACTERS / 8
+
+
+def test_the_ids_compared_of_a_long_document_are_those_it_was_given(monkeypatch):
+    text = "one word, X, and others " * 1000
+    monkeypatch.setattr(encode, "fast_encoder", WrongOnLong)
+    with pytest.raises(encode.Mismatch):
+        encode.check(text, encode_fast([text])[0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.sampled_from("ab ,'1\n\t\x1c\x85\xa0\u3000\u0301"), min_size=50))
+def test_right_ids_always_pass_the_comparison(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "SAMPLE_CHARACTERS", 40)
+        encode.check(text, encode_exactly([text])[0])
+
+
 def test_without_the_fast_encoder_the_artifact_is_the_same(tmp_path, monkeypatch):
     texts = [f"document {i} has some words, {i * i} of them" for i in range(50)]
     config = jsonl(train=(str(write_lines(tmp_path / "train.jsonl.zst", map(record, texts))),), val_fraction=0.2)
