@@ -16,9 +16,7 @@ from pipeline.errors import StageError
 from pipeline.progress import Progress
 from pipeline.stage import Context
 from pipeline.tokens.shard import Facts, make_shard, read_facts
-from pipeline.tokens.sources import Report, Source
-
-HELD_OUT = ("val", "test")
+from pipeline.tokens.sources import HELD_OUT, Report, Source
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class TokensJob:
 
     @property
     def digests(self) -> Path:
-        return self.shards / "held_out.npy"
+        return self.shards / f"held_out-{self.phases()[1][0].held_out}.npy"
 
     @property
     def total_bytes(self) -> int:

@@ -25,7 +25,7 @@ from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import TokensConfig
 from pipeline.tokens.documents import Bad, SourceDocument
 from pipeline.tokens.encode import Mismatch, check, encode_exactly, encode_fast, fast_encoder
-from pipeline.tokens.sources import Report, Source, read
+from pipeline.tokens.sources import HELD_OUT, Report, Source, read
 
 GROUP_BYTES = 4 << 20  # text encoded at a time
 SAMPLE_STRIDE = 7919  # a prime: which document of each group is encoded by both encoders
@@ -154,14 +154,14 @@ class _Shard:
             writer.close()
         self._quarantine.close()
         assert self.facts.written == sum(writer.n_documents for writer in self._writers.values())
-        if self.source.split in ("val", "test"):
+        if self.source.split in HELD_OUT:
             np.save(self.folder / "digests.npy", np.frombuffer(b"".join(self._digests), DIGEST))
         self.facts.bad = dict(sorted(Counter(self.facts.bad).items()))
 
     def _without_duplicates(self, digests: list[bytes], splits: list[str]) -> list[int]:
         """The numbers of the documents to keep: not those of train that are held out too. What is given as held out is noted."""
         short = [digest[: DIGEST.itemsize] for digest in digests]
-        if self.source.split in ("val", "test"):
+        if self.source.split in HELD_OUT:
             self._digests += short
         if not len(self.held_out):
             return list(range(len(digests)))

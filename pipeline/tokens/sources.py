@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import TokensConfig
@@ -16,6 +16,7 @@ from pipeline.tokens.packaged import write_corpus
 from pipeline.tokens.parquet import read_parquet
 from pipeline.tokens.plain_text import read_plain_text
 
+HELD_OUT = ("val", "test")
 TEXT_SHARD_BYTES = 256 << 20  # plain text files are gathered into shards of about this size
 Records = Iterator[SourceDocument | Bad]
 Report = Callable[[int], None]  # told how many bytes of a source were read so far
@@ -29,6 +30,7 @@ class Source:
     split: str  # "train", "val", "test", or "hashed": each document goes to train or val by the hash of its text
     files: tuple[Found, ...]
     part: int = 0  # of a Hugging Face dataset
+    held_out: str = ""  # which files copies are looked for in: other ones make another shard
 
     @property
     def bytes(self) -> int:
@@ -43,6 +45,7 @@ class Source:
     def name(self) -> str:
         """A finished shard is found again under this name as long as its files are the same."""
         identity = "|".join(f"{file.path}|{file.bytes}|{file.modified}" for file in self.files) + f"|{self.part}"
+        identity += f"|{self.held_out}" if self.held_out else ""
         return f"{self.split}-{self.number:05d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -54,7 +57,10 @@ def list_sources(config: TokensConfig, scratch: Path) -> list[Source]:
         return [Source(number, "hashed", (file,)) for number, file in enumerate(files)]
     held_out = bool(config.val)
     given = {"val": config.val, "test": config.test, "train" if held_out else "hashed": config.train}
-    return [source for split, patterns in given.items() for source in _listed(config.source, patterns, split)]
+    sources = [source for split, patterns in given.items() for source in _listed(config.source, patterns, split)]
+    names = "|".join(source.name for source in sources if source.split in HELD_OUT)
+    held_out = hashlib.sha256(names.encode()).hexdigest()[:12] if names else ""
+    return [source if source.split in HELD_OUT else replace(source, held_out=held_out) for source in sources]
 
 
 def _listed(kind: str, patterns: tuple[str, ...], split: str) -> list[Source]:

@@ -65,6 +65,21 @@ def test_a_source_that_changed_is_read_again(config, tmp_path):
     assert make(tmp_path / "store", changing).summary["documents_in"] == 50
 
 
+def test_held_out_files_that_changed_are_looked_for_anew(tmp_path):
+    """Shards of train that an earlier attempt finished against another val are of no use."""
+    train = write_lines(tmp_path / "train.jsonl", [record(f"document {i}") for i in range(40)])
+    val = write_lines(tmp_path / "val.jsonl", [record("document 1")])
+    changing = jsonl(train=(str(train),), val=(str(val),))
+    earlier = job(tmp_path / "store", changing)
+    for phase in earlier.phases():
+        for source in phase:
+            earlier.make(source, nothing)
+        earlier.gather_digests()
+    write_lines(val, [record("document 2"), record("document 3")])
+    summary = make(tmp_path / "store", changing).summary
+    assert (summary["duplicates_dropped"], summary["train"]["n_documents"]) == (2, 38)
+
+
 def test_two_makers_of_the_same_shard_agree(config, tmp_path, expected):
     earlier = job(tmp_path, config)
     held_out, others = earlier.phases()
