@@ -61,6 +61,17 @@ def test_every_kind_of_source_yields_the_same_documents(tmp_path, kind, monkeypa
     assert found[0].origin_file.startswith(str(tmp_path / "corpus"))
 
 
+@pytest.mark.parametrize("suffix", ["zst", "gz"])
+def test_a_file_of_several_compressed_pieces_is_read_to_its_end(tmp_path, suffix):
+    """As parallel compressors write them, and `cat a.zst b.zst`."""
+    pack = {"zst": zstandard.compress, "gz": gzip.compress}[suffix]
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in RECORDS)
+    pieces = [data[at : at + 100] for at in range(0, len(data), 100)]
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(b"".join(map(pack, pieces)))
+    assert [d.text for d in documents(jsonl(train=(str(path),)), tmp_path)] == TEXTS
+
+
 def test_plain_text_takes_each_file_as_it_is(tmp_path, monkeypatch):
     for i, text in enumerate(TEXTS):
         path = tmp_path / "corpus" / f"domain {i % 2}" / f"{i:02d}.txt"
