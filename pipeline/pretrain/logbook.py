@@ -160,6 +160,7 @@ class Logbook:
         )
         curve = {name: list(column) for name, column in run.curve.items()}
         self.writer.submit(Snapshot(counters, tensors, curve, torch.get_rng_state()))
+        self.tracker.tags({"pretrain/consumed": counters.consumed, "pretrain/consumed_steps": str(counters.step)})
 
     def _keep_copy(self, path: Path) -> None:
         """Have a written state outlive this node, and those that it replaces go."""

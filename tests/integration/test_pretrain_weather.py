@@ -146,6 +146,12 @@ def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path,
     logged = [line["metrics"] | {"step": line["step"]} for line in lines if "pretrain/loss" in line.get("metrics", {})]
     assert all(values["pretrain/tokens"] == values["step"] for values in logged)  # the x axis is tokens
     assert logged[0]["pretrain/time_left"] > 0 == logged[-1]["pretrain/time_left"]
+    tags = [line["tags"] for line in lines if "tags" in line]
+    saved = resume.read_counters(max(job.resume_folder.iterdir()))
+    last = {"pretrain/consumed": saved.consumed, "pretrain/consumed_steps": str(saved.step)}
+    assert (
+        len(tags) > 1 and tags[-1] == last
+    )  # one a checkpoint: what was trained on, to be compared with another run's
 
 
 @pytest.mark.parametrize("why", ["ZeRO 3", "C++ compiler"])
