@@ -166,10 +166,8 @@ def _told(rows: dict[str, Any]) -> list[str]:
     tokens, totals, found = rows["tokens"], rows["totals"], rows["forecast"]
     lines = []
     for split, counts in tokens.get("splits", {}).items():
-        domains = ", ".join(f"{name} {amount(own['n_tokens'])}" for name, own in counts["domains"].items())
-        lines.append(
-            f"Tokens, {split}: {amount(counts['n_tokens'])} of {counts['n_documents']:,} documents ({domains})"
-        )
+        domains = "; ".join(f"{name} {_tokens_and_bytes(own)}" for name, own in counts["domains"].items())
+        lines.append(f"Tokens, {split}: {_tokens_and_bytes(counts)} of {counts['n_documents']:,} documents ({domains})")
     if not lines:
         problem = f" ({tokens['problem']}: reckoned with tokens.expected_text_bytes)" if tokens["problem"] else ""
         made = (
@@ -193,6 +191,10 @@ def _told(rows: dict[str, Any]) -> list[str]:
         f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {_by_cell(found['critical_path'])}"
     )
     return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast/machine.py"]
+
+
+def _tokens_and_bytes(counts: dict[str, int]) -> str:
+    return f"{amount(counts['n_tokens'])}, {_gb(counts['n_bytes'])}"
 
 
 def _gb(n_bytes: float) -> str:

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, ResourceError
 from pipeline.forecast.assumed import assume
 from pipeline.forecast.room import ZERO_STAGES, gpu_bytes
 from pipeline.plan import plan_rows, print_plan
+from pipeline.progress import amount
 from pipeline.sweep import _refuse_above
 from tests.synthetic_sweep import SyntheticSweep, fresh_store
 
@@ -106,6 +107,11 @@ def test_kept_tokens_are_told_by_domain(tmp_path: Path) -> None:
     made = SyntheticSweep(fresh_store(tmp_path)).inputs["tokens"]
     rows = rows_of(CONFIGS / "quickstart.yaml", tmp_path, kept={"tokens": made})
     assert rows["tokens"]["splits"]["val"]["domains"] == made.summary["val"]["domains"]
+    console = Console(record=True, width=1000)
+    print_plan(rows, console)
+    (told,) = [line for line in console.export_text().splitlines() if line.startswith("Tokens, val: ")]
+    for name, counts in made.summary["val"]["domains"].items():
+        assert f"{name} {amount(counts['n_tokens'])}, {counts['n_bytes'] / 1e9:.3g} GB" in told
     assert "tokens" not in rows["forecast"]["stages"] and "tokens" not in rows["forecast"]["critical_path"]
 
 
