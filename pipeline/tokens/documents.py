@@ -53,14 +53,16 @@ def from_text(text: Any, domain: Any, config: TokensConfig, file: str, line: int
         )
     if not text:
         return Bad("empty_document", file, line, "the text is empty", "")
+    domain = str(domain) if domain else NO_DOMAIN
     try:
         utf8 = text.encode("utf-8")
+        domain.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Bad("lone_surrogate", file, line, f"character {error.start}: {error.reason}", excerpt_of(text))
+        return Bad("lone_surrogate", file, line, f"character {error.start}: {error.reason}", excerpt_of(error.object))
     if len(utf8) > config.max_document_bytes:
         detail = f"{len(utf8)} bytes of text; {config.max_document_bytes} are allowed"
         return Bad("too_large", file, line, detail, excerpt_of(text))
-    return SourceDocument(text, utf8, str(domain) if domain else NO_DOMAIN, file, line)
+    return SourceDocument(text, utf8, domain, file, line)
 
 
 def _field(record: Any, path: str) -> Any:

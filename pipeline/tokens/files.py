@@ -150,6 +150,7 @@ class ByteStream:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._codec = COMPRESSION.get(Path(path).suffix)
         self._raw, self._stream = self._open()
 
     @property
@@ -158,8 +159,9 @@ class ByteStream:
 
     def _open(self) -> tuple[CountedReader, Any]:
         raw = CountedReader(self.path)
-        codec = COMPRESSION.get(Path(self.path).suffix)
-        return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec) if codec else raw
+        if not self._codec:
+            return raw, raw
+        return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self._codec)
 
     def chunks(self) -> Iterator[bytes]:
         """All bytes that can be decoded; then raises Damaged if that was not all."""
@@ -172,6 +174,8 @@ class ByteStream:
                 yield from self._rest(decoded)
                 raise Damaged(str(error)) from error
             if not chunk:
+                if self._codec and not self.position:
+                    raise Damaged("the file is empty: not even the compressed form of nothing")
                 return
             decoded += len(chunk)
             yield chunk

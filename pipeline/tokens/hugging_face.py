@@ -6,9 +6,12 @@ A source is written like a web address: `monology/pile-uncopyrighted`, or with w
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
+
+import pyarrow as pa
 
 from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError
@@ -16,6 +19,7 @@ from pipeline.tokens.documents import Bad, SourceDocument, from_record
 from pipeline.tokens.files import Found
 
 SPLIT_NAMES = {"train": "train", "hashed": "train", "val": "validation", "test": "test"}
+DAMAGE = (ValueError, EOFError, zlib.error, pa.ArrowException)  # in what was read, not on the way to it
 OPTIONS = {"name", "split", "revision", "data_files", "data_dir"}
 
 
@@ -42,7 +46,7 @@ def _open(path: str) -> Any:
     options: dict[str, Any] = dict(parse_qsl(query))
     try:
         return datasets.load_dataset(name, streaming=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, *DAMAGE) as error:
         raise _unreadable(path, error) from error
 
 
@@ -55,20 +59,18 @@ def read_hugging_face(
     file: Found, part: int, config: TokensConfig, report: Callable[[int], None]
 ) -> Iterator[SourceDocument | Bad]:
     """The documents of one part, numbered by row from 1."""
-    dataset = _open(file.path)
-    rows = dataset.shard(num_shards=dataset.num_shards, index=part)
-    done = 0
-    for row, record in enumerate(_all(rows, file.path), start=1):
-        document = from_record(record, config, f"{file.origin}#{part}", row)
-        done += len(document.utf8) if isinstance(document, SourceDocument) else 0
-        report(min(done, file.bytes))
-        yield document
-
-
-def _all(rows: Any, path: str) -> Iterator[dict[str, Any]]:
     from datasets.exceptions import DatasetsError
 
+    dataset, origin = _open(file.path), f"{file.origin}#{part}"
+    rows = dataset.shard(num_shards=dataset.num_shards, index=part)
+    row = done = 0
     try:
-        yield from rows
+        for row, record in enumerate(rows, start=1):
+            document = from_record(record, config, origin, row)
+            done += len(document.utf8) if isinstance(document, SourceDocument) else 0
+            report(min(done, file.bytes))
+            yield document
     except (OSError, DatasetsError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file.path, error) from error
+    except DAMAGE as error:
+        yield Bad("damaged_file", origin, row + 1, f"{error}: what follows could not be read", "")

@@ -49,6 +49,7 @@ def run(settings: TokensSettings, inputs: Mapping[str, Artifact], out: Path, con
     make(job, others, progress)
     facts = [job.facts(source) for source in job.sources]
     _tell_mismatches(job, facts, progress)
+    _tell_damaged(job, facts, progress)
     _stop_if_too_bad(job, facts)
     _lay_out(job, out)
     return summarize(facts, out)
@@ -72,6 +73,14 @@ def _tell_mismatches(job: TokensJob, facts: list[Facts], progress: JobProgress) 
     if files:
         logger.warning("fastokens differed from tiktoken in %d shards, made by tiktoken alone: %s", len(files), files)
         progress.tell(shards_by_tiktoken_alone=len(files))
+
+
+def _tell_damaged(job: TokensJob, facts: list[Facts], progress: JobProgress) -> None:
+    """However much of a file is lost, it is one entry in quarantine: too few to stop, so it is said aloud."""
+    files = [source.origin for source, fact in zip(job.sources, facts, strict=True) if "damaged_file" in fact.bad]
+    if files:
+        logger.warning("of %d sources only a part could be read: %s", len(files), files)
+        progress.tell(partly_read_sources=len(files))
 
 
 def _stop_if_too_bad(job: TokensJob, facts: list[Facts]) -> None:

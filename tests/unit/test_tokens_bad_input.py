@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import gpt2_encoding
 from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError, StageError
+from pipeline.tokens.documents import Bad
+from pipeline.tokens.sources import list_sources, read
 from tests.tokens_lab import jsonl, make, quarantine, record, write_lines
 
 GOOD = [f"good document {i}, of some words" for i in range(60)]
@@ -46,6 +50,7 @@ BAD_LINES = [
     (b'{"text": "broken \xff\xfe bytes"}', "invalid_utf8"),
     (b'{"text": ""}', "empty_document"),
     (b'{"text": "half a pair \\ud83d alone"}', "lone_surrogate"),
+    (b'{"text": "fine", "meta": {"pile_set_name": "half \\udc80"}}', "lone_surrogate"),
     (record("x" * 5000), "too_large"),
 ]
 
@@ -64,6 +69,37 @@ def test_a_bad_line_is_quarantined_alone(tmp_path, line, kind, suffix):
     assert (row["kind"], row["origin_file"], row["origin_line"]) == (kind, str(path), 42)
     assert texts(artifact) == sorted(GOOD)
     assert all_accounted(artifact.summary)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mixture=st.lists(st.sampled_from(["good", "copy", *range(len(BAD_LINES))]), max_size=30), n_files=st.integers(1, 3)
+)
+def test_nothing_is_lost_of_any_mixture(tmp_path_factory, mixture, n_files):
+    """Every line of every file is written, in quarantine under its own file, line and kind, or dropped as a copy of val."""
+    folder = tmp_path_factory.mktemp("mixture")
+    written, set_aside = ["always"], []
+    files = {folder / f"{number}.jsonl.zst": [] for number in range(n_files)}
+    for number, what in enumerate(mixture):
+        path, lines = [*files.items()][number % n_files]
+        if isinstance(what, int):
+            line, kind = BAD_LINES[what]
+            set_aside.append((str(path), len(lines) + 1, "too_large" if len(line) > 4000 else kind))
+        else:
+            line = record("held out" if what == "copy" else f"good {number}")
+            written += [f"good {number}"] * (what == "good")
+        lines.append(line)
+    for number, (path, lines) in enumerate(files.items()):
+        write_lines(path, [*lines, *[record("always")] * (number == 0)])
+    val = write_lines(folder / "val.jsonl", [record("held out")])
+    config = jsonl(train=(f"{folder}/*.zst",), val=(str(val),), max_document_bytes=4000, max_bad_fraction=1.0)
+    artifact = make(folder / "store", config)
+    assert texts(artifact) == sorted([*written, "held out"])
+    assert sorted((row["origin_file"], row["origin_line"], row["kind"]) for row in quarantine(artifact)) == sorted(
+        set_aside
+    )
+    assert artifact.summary["duplicates_dropped"] == mixture.count("copy")
+    assert artifact.summary["documents_in"] == len(mixture) + 2 and all_accounted(artifact.summary)
 
 
 def test_deep_json_does_not_break_the_reader(tmp_path):
@@ -90,7 +126,7 @@ def test_what_is_no_fault_is_taken(tmp_path):
 
 @pytest.mark.parametrize("pack", [zstandard.compress, gzip.compress])
 @pytest.mark.parametrize("harm", ["truncated", "garbage at the end", "corrupt"])
-def test_a_damaged_file_gives_what_can_be_read_of_it(tmp_path, pack, harm):
+def test_a_damaged_file_gives_what_can_be_read_of_it(tmp_path, pack, harm, caplog):
     rng = np.random.default_rng(0)
     many = [f"document {i} {rng.integers(0, 10**18)}" for i in range(20_000)]
     whole = pack(b"".join(record(text) + b"\n" for text in many))
@@ -108,12 +144,25 @@ def test_a_damaged_file_gives_what_can_be_read_of_it(tmp_path, pack, harm):
         assert 0.3 * len(many) < len(found) < 0.6 * len(many)  # deflate may run on a little into nonsense
     else:
         assert set(found) <= set(many)
+    assert f"of 1 sources only a part could be read: ['{path}']" in caplog.text
     row = quarantine(artifact)[-1]
     assert (row["kind"], row["origin_line"]) == ("damaged_file", artifact.summary["documents_in"])
     if harm == "garbage at the end":
         assert found == sorted(many)
     else:
         assert len(found) > 0.3 * len(many)
+
+
+@pytest.mark.parametrize("suffix", ["zst", "gz"])
+def test_a_compressed_file_without_a_byte_is_damaged(tmp_path, suffix):
+    """A copy that stopped before it began; the compressed form of nothing has some bytes."""
+    write_lines(tmp_path / "good.jsonl", map(record, GOOD))
+    (tmp_path / f"torn.jsonl.{suffix}").write_bytes(b"")
+    (tmp_path / f"void.jsonl.{suffix}").write_bytes({"zst": zstandard.compress, "gz": gzip.compress}[suffix](b""))
+    artifact = make(tmp_path / "store", jsonl(train=(str(tmp_path / "*.jsonl*"),), **ANY))
+    (row,) = quarantine(artifact)
+    assert (row["kind"], row["origin_file"]) == ("damaged_file", str(tmp_path / f"torn.jsonl.{suffix}"))
+    assert texts(artifact) == sorted(GOOD) and all_accounted(artifact.summary)
 
 
 def test_a_document_of_200_megabytes_is_set_aside_in_little_memory(tmp_path):
@@ -190,6 +239,34 @@ def test_bad_rows_and_files_of_parquet(tmp_path):
         ("e", 1): "text_not_a_string",
     }
     assert texts(artifact) == sorted(GOOD) and all_accounted(artifact.summary)
+
+
+def test_bad_rows_and_files_of_hugging_face_datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    rows = {"text": pa.array([*GOOD, None, "", "x" * 5000])}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    torn = bytearray(whole)
+    torn[40:80] = bytes(40)
+    (tmp_path / "torn.parquet").write_bytes(torn)
+    write_lines(tmp_path / "a.jsonl", map(record, GOOD))
+    write_lines(tmp_path / "b.jsonl", [*map(record, GOOD), b'{"text": "unfinished'])
+    lines = b"".join(record(f"{text} {'and more ' * 900}") + b"\n" for text in GOOD)
+    (tmp_path / "short.jsonl.gz").write_bytes(gzip.compress(lines)[:-200])
+
+    def bad(reader, name):
+        config = TokensConfig(source="huggingface", train=(f"{reader}?data_files={tmp_path / name}",))
+        config = config.model_copy(update={"max_document_bytes": 4000})
+        documents = [
+            d for source in list_sources(config, tmp_path) for d in read(source, config, lambda position: None)
+        ]
+        return [(d.kind, d.origin_line) for d in documents if isinstance(d, Bad) and d.kind != "too_large"]
+
+    assert bad("parquet", "rows.parquet") == [("missing_text", 61), ("empty_document", 62)]
+    assert bad("json", "*.jsonl") == [("damaged_file", 1)]  # of the second file; the first is read
+    for reader, name in (("json", "short.jsonl.gz"), ("parquet", "torn.parquet")):  # as if a network failed
+        with pytest.raises(ResourceError, match="cannot read the dataset"):
+            bad(reader, name)
 
 
 def test_bad_text_files(tmp_path):
