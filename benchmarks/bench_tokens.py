@@ -96,7 +96,7 @@ def ours(corpus: Path, work: Path) -> dict:
     summary = stage.run(settings, {}, making, context)
     recipe = {
         "stage": "tokens",
-        "version": 1,
+        "version": stage.STAGE.version,
         "settings": canonical(settings),
         "inputs": {},
         "fingerprint": fingerprint,
@@ -256,6 +256,8 @@ def measure(folder: Path, repeats: int, n_bytes: int, quick: bool, verdicts: Ver
     corpus = folder / "corpus"
     figures: dict = {"text_mb": write_corpus(corpus, n_bytes) / MB}
     print(f"{figures['text_mb']:.0f} MB of text from installed packages in {FILES} files, {repeats} runs a side")
+    if not quick:
+        verdicts.at_least("real_text_from_installed_packages", figures["text_mb"], "MB", 100)
     runs: dict[str, list[dict]] = {"nanogpt": [], "ours": []}
     for repeat in range(repeats):
         for side, done in runs.items():
