@@ -38,18 +38,25 @@ class Sample:
 def estimate(config: TokensConfig, cores: int, artifact: Artifact | None = None) -> dict[str, Any]:
     """What the tokens stage takes on `cores` cores, as plain JSON values, with `problem` empty when its sources are at hand.
 
-    Where they are not, `config.expected_text_bytes` stands for their size and the packaged corpus is the sample. Where the
-    `artifact` is made already, its own counts are told, with the domains; nothing is then left to do.
+    Where they are not, or nothing in their sample can be read, `config.expected_text_bytes` stands for their size and the
+    packaged corpus is the sample; the former also where a Hugging Face dataset does not tell its size. Where the `artifact`
+    is made already, its own counts are told, with the domains; nothing is then left to do.
     """
     if artifact is not None:
         splits = {split: artifact.summary[split] for split in ("train", "val", "test") if split in artifact.summary}
         return {"problem": "", "hours": 0.0, "stored_bytes": artifact.manifest.total_bytes, "splits": splits}
     with tempfile.TemporaryDirectory() as scratch:
         sources, problem = _sources_or_problem(config, Path(scratch))
-        sampled = config if sources else TokensConfig()
-        sample = take_sample(sampled, (sources or list_sources(sampled, Path(scratch)))[-1])
+        sample = take_sample(config, sources[-1]) if sources else None
+        if sample and not sample.n_tokens:
+            problem = f"nothing at the beginning of {sources[-1].origin} can be read"
+        if problem or not sample:
+            packaged = TokensConfig()
+            sample = take_sample(packaged, list_sources(packaged, Path(scratch))[-1])
     source_bytes = sum(source.bytes for source in sources)
-    text_bytes = source_bytes * sample.text_per_source_byte if sources else config.expected_text_bytes
+    if not problem and not source_bytes:
+        problem = f"{sources[-1].origin} does not tell its size"
+    text_bytes = config.expected_text_bytes if problem else source_bytes * sample.text_per_source_byte
     tokens = text_bytes / max(1, sample.n_bytes) * sample.n_tokens
     rate = sample.n_tokens / sample.cpu_seconds
     largest_share = max(source.bytes for source in sources) / max(1, source_bytes) if sources else 0.0
@@ -86,7 +93,7 @@ def take_sample(config: TokensConfig, source: Source) -> Sample:
         if isinstance(document, SourceDocument):
             texts.append(document.text)
             seen["bytes"] += len(document.utf8)
-        if seen["bytes"] >= SAMPLE_BYTES:
+        if max(seen["bytes"], seen["position"]) >= SAMPLE_BYTES:
             break
     n_tokens = sum(len(ids) for ids in encode(texts))
     seconds = max(1e-3, time.process_time() - started)

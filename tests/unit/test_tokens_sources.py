@@ -16,7 +16,7 @@ from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError
 from pipeline.stage import canonical
 from pipeline.tokens import sources
-from pipeline.tokens.estimate import estimate
+from pipeline.tokens.estimate import estimate, take_sample
 from pipeline.tokens.inspect import batch_rows
 from pipeline.tokens.packaged import PYTHON, SPEECHES
 from pipeline.tokens.sources import list_sources, read
@@ -195,7 +195,7 @@ def test_a_batch_can_be_looked_at(tmp_path):
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_the_estimate_knows_sizes_and_this_machines_rate(tmp_path):
+def test_the_estimate_knows_sizes_and_this_machines_rate(tmp_path, monkeypatch):
     lines = [record(f"document {i} with {i * i} words") for i in range(2000)]
     write_lines(tmp_path / "a.jsonl.zst", lines[:1000])
     write_lines(tmp_path / "b.jsonl.zst", lines[1000:])
@@ -213,6 +213,22 @@ def test_the_estimate_knows_sizes_and_this_machines_rate(tmp_path):
     guess = estimate(away, cores=4)
     assert guess["problem"] == "no file matches nowhere/*.zst"
     assert 2 * 10**11 < guess["tokens"] < 5 * 10**11 and guess["hours"] > 0.1
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    streamed = write(tmp_path / "streamed", "huggingface").model_copy(update={"expected_text_bytes": 10**12})
+    guess = estimate(streamed, cores=4)
+    assert "does not tell its size" in guess["problem"] and guess["text_bytes"] == 10**12
+    assert guess["sample"]["documents"] == 10 and guess["hours"] > 0.1
+
+
+def test_a_wrong_text_field_is_told_by_the_estimate_after_a_short_look(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [record(f"document {i} {'word ' * 2000}") for i in range(2000)])
+    wrong = jsonl(train=(str(path),), text_field="content", expected_text_bytes=10**9)
+    seen = take_sample(wrong, list_sources(wrong, tmp_path)[0])
+    assert 0 < seen.n_bad < 1000 and seen.n_tokens == 0  # not to the end of 20 MB
+    guess = estimate(wrong, cores=2)
+    assert guess["problem"] == f"nothing at the beginning of {path} can be read"
+    assert guess["text_bytes"] == 10**9 and guess["tokens"] > 10**8
 
 
 def test_what_only_the_plan_needs_enters_no_fingerprint(tmp_path):
