@@ -155,4 +155,4 @@ def unigram_entropy(folder: Path) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-STAGE = Stage(name="tokens", version=2, scope="sweep", reads=(), settings=TokensSettings, run=run)
+STAGE = Stage(name="tokens", version=3, scope="sweep", reads=(), settings=TokensSettings, run=run)
