@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import random
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError
 from pipeline.tokens import files
 from pipeline.tokens.estimate import estimate
 from pipeline.tokens.files import ByteStream
-from pipeline.tokens.sources import list_sources
+from pipeline.tokens.sources import list_sources, read
 from tests.s3 import BUCKET, s3_server
 from tests.tokens_lab import contents, job, jsonl, make, record, write_lines
 
@@ -55,6 +60,35 @@ def test_a_corpus_on_s3_gives_the_artifact_of_the_disk(corpus, tmp_path):
     assert here.summary["duplicates_dropped"] == 1
     origin = TokenSplit(there, "train").document_at(0)
     assert (origin.origin_file, origin.origin_line) == (f"s3://{BUCKET}/pile/train/00.jsonl.zst", 1)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "text"])
+def test_every_kind_of_file_is_read_from_s3_as_from_a_disk(weather, tmp_path, kind):
+    records = [{"text": f"text {i}", "meta": {"pile_set_name": f"domain {i % 2}"}} for i in range(2000)]
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in records)
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records), table, row_group_size=300)
+    contents_of = {
+        "jsonl": {"a.jsonl": lines},
+        "jsonl.gz": {"a.jsonl.gz": gzip.compress(lines)},
+        "parquet": {"a.parquet": table.getvalue().to_pybytes()},
+        "text": {f"{row['meta']['pile_set_name']}/{i}.txt": row["text"].encode() for i, row in enumerate(records[:20])},
+    }[kind]
+    bucket, root = fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"]), f"{BUCKET}/kinds/{kind}"
+    for name, data in contents_of.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+        with bucket.open_output_stream(f"{root}/{name}", compression=None) as stream:
+            stream.write(data)
+
+    def documents(place):
+        config = TokensConfig(source=kind.partition(".")[0], train=(f"{place}/",))
+        found = [d for source in list_sources(config, tmp_path) for d in read(source, config, lambda position: None)]
+        return [(d.text, d.domain, d.origin_file.removeprefix(f"{place}/"), d.origin_line) for d in found]
+
+    here = documents(tmp_path)
+    assert documents(f"s3://{root}") == here and len(here) == (20 if kind == "text" else 2000)
+    assert {domain for _, domain, *_ in here} == {"domain 0", "domain 1"}
 
 
 def test_folders_and_patterns_are_listed_on_s3_as_on_a_disk(corpus, tmp_path):
