@@ -108,6 +108,26 @@ def test_a_killed_worker_costs_only_its_shard(ray_cluster, config, expected, tmp
     assert contents(artifact) == expected
 
 
+def test_workers_killed_at_random_moments_change_nothing(ray_cluster, config, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "LARGE_BYTES", 0)
+    draw, killed, ended = random.Random(11), [], threading.Event()
+
+    def kill_now_and_then() -> None:
+        while len(killed) < 2 and not ended.wait(draw.uniform(0.1, 0.5)):
+            for process in busy_workers()[:1]:
+                killed.append(process.pid)
+                process.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        artifact = make(tmp_path, config)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed and contents(artifact) == expected
+
+
 def run_driver(root: Path, config, how: str) -> subprocess.Popen:
     command = [sys.executable, "-c", DRIVER, str(root), config.model_dump_json(), how]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
