@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -26,13 +26,18 @@ def build_root() -> Path:
 
 
 @contextlib.contextmanager
-def building(operation: str, root: Path | None = None, quiet_seconds: float = QUIET_SECONDS) -> Iterator[None]:
+def building(
+    operation: str,
+    tell: Callable[[str], None] = logger.warning,
+    root: Path | None = None,
+    quiet_seconds: float = QUIET_SECONDS,
+) -> Iterator[None]:
     """Hold the right to build an operation; a lock that a dead build left is told of and removed, never waited for."""
     root = root or build_root()
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{operation}.crate-lock").open("w") as ours:
         fcntl.flock(ours, fcntl.LOCK_EX)
-        _remove_stale(root, operation, quiet_seconds)
+        _remove_stale(root, operation, quiet_seconds, tell)
         yield
 
 
@@ -41,12 +46,14 @@ def stale_locks(root: Path, quiet_seconds: float = QUIET_SECONDS) -> list[Path]:
     return [lock for lock in root.rglob("lock") if _quiet_for(lock) > quiet_seconds]
 
 
-def _remove_stale(root: Path, operation: str, quiet_seconds: float) -> None:
+def _remove_stale(root: Path, operation: str, quiet_seconds: float, tell: Callable[[str], None]) -> None:
     for lock in root.rglob(f"{operation}/lock"):
+        if _quiet_for(lock) <= quiet_seconds:
+            tell(f"waiting for whoever builds {operation}: {lock}; it counts as left over after {quiet_seconds:.0f} s of quiet")
         while lock.exists() and _quiet_for(lock) <= quiet_seconds:
             time.sleep(1.0)  # somebody else may be building; it shows in the folder
         if lock.exists():
-            logger.warning("removing %s: a build that was killed left it", lock)
+            tell(f"removing {lock}: a build that was killed left it")
             lock.unlink(missing_ok=True)
 
 

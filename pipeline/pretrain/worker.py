@@ -198,7 +198,7 @@ def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.devi
     runtime, config = job.context.runtime, job.settings.pretrain
     offload = runtime.offload_optimizer
     if runtime.optimizer != "auto":
-        optimizers.require(runtime.optimizer, device.type, offload)
+        optimizers.require(runtime.optimizer, config, device, offload, job.tell)
         return Choice(runtime.optimizer)
     choice = None
     if dist.get_rank() == 0:

@@ -97,10 +97,10 @@ def test_the_other_apex_does_not_fool_us(tmp_path: Path) -> None:
 
 def test_a_choice_that_cannot_be_had_fails_with_what_to_install() -> None:
     with pytest.raises(ResourceError) as told:
-        optimizers.require("apex", "cpu", offload=False)
+        optimizers.require("apex", CONFIG, CPU, offload=False)
     assert "CUDA" in told.value.what and "torch_fused" in told.value.fix
     with pytest.raises(ResourceError):
-        optimizers.require("deepspeed_cpu", "cuda", offload=False)
+        optimizers.require("deepspeed_cpu", CONFIG, torch.device("cuda"), offload=False)
 
 
 def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,22 +119,78 @@ def test_auto_measures_what_is_there_and_compiles_nothing(monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stale_build_lock_is_told_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Planted(torch.optim.AdamW):
+    """AdamW that is not quite: `round_up` moves every weight by one rounding, `forget` leaves the decay out."""
+
+    def __init__(self, groups: Any, settings: dict[str, Any], fault: str) -> None:
+        self.fault = fault
+        super().__init__(groups, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        if self.fault == "does not load":
+            raise ImportError("libsomething.so: undefined symbol: of_another_torch")
+        if self.fault == "forgets the decay":
+            for group in self.param_groups:
+                group["weight_decay"] = 0.0
+        super().step(closure)
+        if self.fault == "rounds otherwise":
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Have `torch_fused` be one with a fault."""
+    build = optimizers.build
+
+    def planted(name: str, groups: Any, config: PretrainConfig, *rest: Any) -> Any:
+        settings = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
+        return Planted(groups, settings, fault) if name == "torch_fused" else build(name, groups, config, *rest)
+
+    monkeypatch.setattr(optimizers, "build", planted)
+
+
+@pytest.mark.parametrize("fault", ["forgets the decay", "does not load"])
+def test_auto_leaves_out_a_build_that_is_wrong_or_broken_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    plant(monkeypatch, fault)
+    choice = optimizers.choose([(100, 64)], CONFIG, CPU, offload=False)
+    assert choice.name == "torch" and list(choice.milliseconds) == ["torch"]
+    why = {"forgets the decay": "differs from torch's AdamW by", "does not load": "undefined symbol: of_another_torch"}
+    assert why[fault] in choice.left_out["torch_fused"]
+    with pytest.raises(ResourceError, match=why[fault]):
+        optimizers.require("torch_fused", CONFIG, CPU, offload=False)
+
+
+def test_a_build_that_only_rounds_otherwise_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's FusedAdam differs by about 2e-7 a step: it must not be taken for wrong."""
+    plant(monkeypatch, "rounds otherwise")
+    assert 0 < optimizers.one_step_difference("torch_fused", CONFIG, "cpu") < optimizers.TOLERANCE
+    assert "torch_fused" in optimizers.choose([(100, 64)], CONFIG, CPU, offload=False).milliseconds
+
+
+def test_a_stale_build_lock_is_told_and_removed(tmp_path: Path) -> None:
+    told: list[str] = []
     lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("")
     os.utime(lock, (time.time() - 1000,) * 2)
     assert op_builds.stale_locks(tmp_path) == [lock]
-    with op_builds.building("fused_adam", tmp_path):
+    with op_builds.building("fused_adam", told.append, tmp_path):
         assert not lock.exists()
-    assert str(lock) in caplog.text
+    (sentence,) = told
+    assert str(lock) in sentence and "killed" in sentence
 
 
 def test_a_build_that_is_under_way_is_waited_for(tmp_path: Path) -> None:
     lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("")
+    told: list[str] = []
     started = time.monotonic()
-    with op_builds.building("fused_adam", tmp_path, quiet_seconds=1.5):
+    with op_builds.building("fused_adam", told.append, tmp_path, quiet_seconds=1.5):
         pass
     assert time.monotonic() - started > 1.0
+    assert [sentence.split()[0] for sentence in told] == ["waiting", "removing"]
