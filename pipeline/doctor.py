@@ -25,6 +25,7 @@ def examine(store: Path) -> int:
     facts.append(("bf16 here", _bf16(torch), True))
     facts.append(("apex", _apex(torch), True))
     facts.append(("DeepSpeed operations", _deepspeed_ops(torch), True))
+    facts.append(("build locks", _build_locks(), True))
     facts.append(
         ("triton", runtime.package_version("triton") or "not installed: torch's own operations are used", True)
     )
@@ -77,3 +78,11 @@ def _deepspeed_ops(torch) -> str:
 
     built = [name for name, there in installed_ops.items() if there]
     return ", ".join(built) if built else "none prebuilt: torch's fused AdamW is used unless you ask for another"
+
+
+def _build_locks() -> str:
+    """Locks that killed builds of compiled operations left on this machine."""
+    from pipeline.pretrain.op_builds import build_root, stale_locks
+
+    left = ", ".join(map(str, stale_locks(build_root())))
+    return f"left by a build that was killed, removed when it is built next: {left}" if left else "none left over"

@@ -49,7 +49,9 @@ def stale_locks(root: Path, quiet_seconds: float = QUIET_SECONDS) -> list[Path]:
 def _remove_stale(root: Path, operation: str, quiet_seconds: float, tell: Callable[[str], None]) -> None:
     for lock in root.rglob(f"{operation}/lock"):
         if _quiet_for(lock) <= quiet_seconds:
-            tell(f"waiting for whoever builds {operation}: {lock}; it counts as left over after {quiet_seconds:.0f} s of quiet")
+            tell(
+                f"waiting for whoever builds {operation}: {lock}; it counts as left over after {quiet_seconds:.0f} s of quiet"
+            )
         while lock.exists() and _quiet_for(lock) <= quiet_seconds:
             time.sleep(1.0)  # somebody else may be building; it shows in the folder
         if lock.exists():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import doctor
 from pipeline.config import PretrainConfig
 from pipeline.errors import ResourceError
 from pipeline.pretrain import op_builds, optimizers
@@ -171,13 +172,18 @@ def test_a_build_that_only_rounds_otherwise_is_as_good(monkeypatch: pytest.Monke
     assert "torch_fused" in optimizers.choose([(100, 64)], CONFIG, CPU, offload=False).milliseconds
 
 
-def test_a_stale_build_lock_is_told_and_removed(tmp_path: Path) -> None:
+def test_a_stale_build_lock_is_told_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     told: list[str] = []
     lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("")
     os.utime(lock, (time.time() - 1000,) * 2)
     assert op_builds.stale_locks(tmp_path) == [lock]
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    doctor.examine(tmp_path)
+    assert str(lock) in capsys.readouterr().out
     with op_builds.building("fused_adam", told.append, tmp_path):
         assert not lock.exists()
     (sentence,) = told
