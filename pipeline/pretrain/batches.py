@@ -58,7 +58,8 @@ def plan_batches(
 ) -> BatchPlan:
     """Divide the recipe's batch over the workers. `micro_batch` 0 takes the largest divisor up to `fits` windows.
 
-    Raises ConfigError, listing what would divide, when something does not. Elastic workers need not divide the batch.
+    Raises ConfigError, listing what would divide, when something does not. Elastic workers need not divide the batch, and their
+    micro-batch is the largest up to `micro_batch` that divides a worker's part.
     """
     batch_windows, rest = divmod(config.batch_tokens, n_ctx)
     if rest or not batch_windows:
@@ -80,6 +81,8 @@ def plan_batches(
         )
     plan = BatchPlan(batch_windows, total_steps, world_size, micro_batch or 1)
     if plan.windows_per_worker % plan.micro_batch:
+        if elastic:  # it divided for as many workers as there were
+            return plan.at_most(micro_batch)
         raise ConfigError(
             f"runtime.micro_batch {micro_batch} does not divide a worker's {plan.windows_per_worker} windows a step",
             fix=f"It can be one of {_listed(divisors(plan.windows_per_worker))}, or 0 for what fits the memory.",

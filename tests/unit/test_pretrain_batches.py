@@ -69,6 +69,12 @@ def test_what_does_not_divide_is_told_with_what_would() -> None:
     assert "256" in told.value.fix
 
 
+def test_an_elastic_group_takes_the_nearest_micro_batch_that_divides() -> None:
+    """Eight windows over three workers are three each; the two at a time that four workers took do not divide them."""
+    sizes = {n: plan_batches(RECIPE, N_CTX, n, micro_batch=2, elastic=True).micro_batch for n in (2, 3, 4)}
+    assert sizes == {2: 2, 3: 1, 4: 2}
+
+
 def test_the_paper_s_batches_divide_over_usual_boxes() -> None:
     for batch_tokens, worlds in ((262_144, (1, 2, 4, 8, 16, 32)), (491_520, (1, 2, 4, 8, 16, 32))):
         for world_size in worlds:
