@@ -89,6 +89,9 @@ def write(folder: Path, snapshot: Snapshot, keep: int) -> Path:
         raise disk_error(error, folder) from error
     for old in steps(folder)[:-keep]:
         shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
+    for torn in folder.glob(".[0-9]*-*"):  # what a killed writer left; one that is further on may still live
+        if torn.name[1:11] <= final.name:
+            shutil.rmtree(torn, ignore_errors=True)
     return final
 
 

@@ -41,6 +41,14 @@ def test_only_the_newest_are_kept_and_no_pickle_is_written(tmp_path: Path) -> No
     assert suffixes == {".safetensors", ".json", ".parquet"}
 
 
+def test_what_killed_writers_left_goes_once_the_run_is_further(tmp_path: Path) -> None:
+    for left in (".0000000004-77", ".0000000009-78"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "weights.safetensors").write_bytes(b"half of it")
+    resume.write(tmp_path, snapshot(5), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".0000000009-78", "0000000005"]
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "exp_avg_sq.safetensors", "curve.parquet", "state.json"])
 def test_a_torn_one_is_told_and_the_one_before_is_taken(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
