@@ -66,10 +66,9 @@ class Logbook:
     def after_step(self, run: Run) -> None:
         step, last = run.counters.step, run.finished
         self._beat(step)
-        stop = self.engine.anywhere(self._stop_wanted())
+        stop, preempted = (False, False) if last else self._leave_wanted()
+        leave = stop or preempted
         log = step % self.runtime.log_every_steps == 0
-        preempted = log and not last and self.wishes.preempted()
-        leave = not last and (stop or preempted)
         validate = last or (self.config.eval_every_steps > 0 and step % self.config.eval_every_steps == 0)
         save = last or leave or step % self.runtime.checkpoint_every_steps == 0
         keep = self.config.keep_log_spaced and step & (step - 1) == 0
@@ -78,10 +77,10 @@ class Logbook:
             self._log(run)
         if validate:
             self._validate(run)
+        if keep:  # before the state is saved: a run that goes on from there does not come by here again
+            self._keep(step)
         if save:
             self.save(run)
-        if keep:
-            self._keep(step)
         if leave:
             self.writer.wait()
             raise Stopped(preempted=not stop)
@@ -90,12 +89,12 @@ class Logbook:
         if self.watchdog:
             self.watchdog.beat(step)
 
-    def _stop_wanted(self) -> bool:
-        now = time.perf_counter()
-        if now - self._asked < ASK_EVERY_SECONDS:
-            return False
-        self._asked = now
-        return self.wishes.stop()
+    def _leave_wanted(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to move: asked once a second, by all workers after the same step."""
+        if not self.engine.anywhere(time.perf_counter() - self._asked >= ASK_EVERY_SECONDS):
+            return False, False
+        self._asked = time.perf_counter()
+        return self.engine.anywhere(self.wishes.stop()), self.wishes.preempted()
 
     def _log(self, run: Run) -> None:
         speed = self.meter.read(run.counters.tokens)
