@@ -67,7 +67,7 @@ class PretrainConfig(Section):
     eval_every_steps: Count = 1000  # 0: only at the end
     eval_tokens: Positive = 2_457_600  # of val, always the same ones
     keep_log_spaced: bool = False  # keep checkpoints at steps 1, 2, 4, ... for interpretability over training
-    skip_spikes: bool = False  # leave out a step whose gradient norm is far above the recent ones; counted
+    skip_spikes: bool = False  # leave out a step whose gradient norm or loss is far above the recent ones; counted
 
 
 class EvaluateConfig(Section):

@@ -154,6 +154,7 @@ class Logbook:
             run.counters,
             skipped_steps=list(run.counters.skipped_steps),
             norms=list(run.counters.norms),
+            losses=list(run.counters.losses),
             optimizer=self.facts["optimizer"],
             loss_scale=self.engine.loss_scale,
         )

@@ -7,7 +7,9 @@ checkpoints, progress) hangs on the `Watch` and must not change a bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.artifacts.order import chain
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.pretrain.batches import Batches
     from pipeline.pretrain.engine import Engine
 
-SPIKE_FACTOR, SPIKE_WINDOW, SPIKE_MEMORY = 10.0, 128, 32
+SPIKE_FACTOR, SPIKE_DEVIATIONS = 10.0, 6.0  # of gradient norms, of losses
+SPIKE_WINDOW, SPIKE_MEMORY = 128, 32  # steps that are looked back on, at most and at least
 
 
 class Stopped(Exception):
@@ -95,7 +98,7 @@ def train(engine: Engine, batches: Batches, config: PretrainConfig, run: Run, wa
         rate = learning_rate(config, step, run.total_steps)
         ids = batches.window_ids(step)
         loss = engine.accumulate(batches.micro_batches(ids))
-        norm = engine.step(rate, (lambda norm: is_spike(counters.norms, norm)) if config.skip_spikes else None)
+        norm = engine.step(rate, _refusal(engine, counters, loss) if config.skip_spikes else None)
         counters.step += 1
         counters.tokens += config.batch_tokens
         counters.consumed = chain(counters.consumed, ids)
@@ -109,8 +112,25 @@ def train(engine: Engine, batches: Batches, config: PretrainConfig, run: Run, wa
         watch.after_step(run)
 
 
+def _refusal(engine: Engine, counters: Counters, loss: torch.Tensor) -> Callable[[float], bool]:
+    """What says of a step's gradient norm whether to leave the step out. Remembers the loss, averaged over the workers, of a
+    step that is no spike."""
+    mean_loss = float(engine.mean(loss[None])[0])
+    high = is_loss_spike(counters.losses, mean_loss)
+    if not high:
+        counters.losses[:] = [*counters.losses, mean_loss][-SPIKE_WINDOW:]
+    return lambda norm: high or is_spike(counters.norms, norm)
+
+
 def is_spike(recent: list[float], norm: float) -> bool:
     """Whether a gradient norm is far above the recent ones: more than ten times their median, once there are enough."""
     if len(recent) < SPIKE_MEMORY:
         return False
     return norm > SPIKE_FACTOR * sorted(recent)[len(recent) // 2]
+
+
+def is_loss_spike(recent: list[float], loss: float) -> bool:
+    """Whether a loss is far above the recent ones: six standard deviations above their mean. *Source:* OLMo-core's rule."""
+    if len(recent) < SPIKE_MEMORY:
+        return False
+    return loss > fmean(recent) + SPIKE_DEVIATIONS * pstdev(recent)

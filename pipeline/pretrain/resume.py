@@ -45,6 +45,7 @@ class Counters:
     optimizer: str = ""  # the one in use, so that `auto` stays with it
     loss_scale: float = 0.0  # fp16's dynamic one; 0: none
     overflows: int = 0  # steps that fp16 left out because a gradient was not finite
+    losses: list[float] = field(default_factory=list)  # the last losses, for the spike rule; empty where it is off
 
     @property
     def updates(self) -> int:

@@ -39,4 +39,4 @@ def check(config: Config) -> None:
     plan_batches(config.pretrain, config.model.n_ctx, world_size=1)
 
 
-STAGE = Stage("pretrain", 1, "cell", ("tokens",), PretrainSettings, run, check=check)
+STAGE = Stage("pretrain", 2, "cell", ("tokens",), PretrainSettings, run, check=check)

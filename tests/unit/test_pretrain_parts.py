@@ -13,7 +13,7 @@ from crate_model.config import ModelConfig
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError
 from pipeline.pretrain.engine import zero_stage
-from pipeline.pretrain.loop import SPIKE_MEMORY, is_spike
+from pipeline.pretrain.loop import SPIKE_MEMORY, is_loss_spike, is_spike
 from pipeline.pretrain.meter import Meter, peak_flops
 from pipeline.pretrain.watchdog import Watchdog
 
@@ -93,6 +93,14 @@ def test_a_spike_is_far_above_the_recent_norms() -> None:
     assert is_spike(calm, 12.0)
     assert not is_spike(calm, 5.0)
     assert not is_spike(calm[1:], 12.0)  # too little known yet
+
+
+def test_a_loss_spike_is_six_deviations_above_the_recent_losses() -> None:
+    falling = [4.0 - 0.01 * i for i in range(SPIKE_MEMORY)]  # mean 3.845, standard deviation 0.092
+    assert is_loss_spike(falling, 4.5)
+    assert not is_loss_spike(falling, 4.3)
+    assert not is_loss_spike(falling[1:], 9.0)  # too little known yet
+    assert not is_loss_spike(falling, float("nan"))  # which is told as divergence, not left out
 
 
 def test_the_zero_stage_follows_the_model_s_size() -> None:
