@@ -23,7 +23,7 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.pretrain import loop, resume
 from pipeline.pretrain.__main__ import process_group
 from pipeline.pretrain.job import HANG, MICRO_BATCH, OPTIMIZER, OUTCOME, TrainingJob
-from pipeline.pretrain.logbook import Wishes
+from pipeline.pretrain.logbook import Logbook, Wishes
 from pipeline.pretrain.stage import finish
 from pipeline.pretrain.watchdog import EXIT_HUNG
 from pipeline.pretrain.worker import work
@@ -102,16 +102,17 @@ def test_a_window_that_does_not_fit_is_told(root: Path, tokens: Artifact, monkey
     assert error["type"] == "ResourceError" and "activation_checkpointing" in error["fix"]
 
 
+@pytest.mark.parametrize(("rule", "bound"), [("SPIKE_FACTOR", 1.05), ("SPIKE_DEVIATIONS", -1.0)])
 def test_spikes_are_left_out_and_counted_and_gone_on_from(
-    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch, rule: str, bound: float
 ) -> None:
     monkeypatch.setattr(loop, "SPIKE_MEMORY", 4)
-    monkeypatch.setattr(loop, "SPIKE_FACTOR", 1.05)  # so that ordinary steps count as spikes
+    monkeypatch.setattr(loop, rule, bound)  # so that ordinary steps count as spikes
     monkeypatch.setattr("pipeline.pretrain.logbook.ASK_EVERY_SECONDS", 0.0)
-    whole = make_job(root, tokens, "spikes", skip_spikes=True)
+    whole = make_job(root, tokens, f"spikes-{rule}", skip_spikes=True)
     summary = train(whole)["summary"]
     assert 0 < len(summary["skipped_steps"]) < 36
-    halved = with_runtime(make_job(root, tokens, "spikes-halved", skip_spikes=True), optimizer="torch_fused")
+    halved = with_runtime(make_job(root, tokens, f"spikes-{rule}-halved", skip_spikes=True), optimizer="torch_fused")
     asked = iter(range(1000))
     work(halved, CPU, Wishes(stop=lambda: next(asked) == 20))
     assert "stopped as asked" in halved.read_note(OUTCOME)["error"]["what"]
@@ -129,6 +130,41 @@ def test_a_torn_checkpoint_is_told_to_the_person(root: Path, tokens: Artifact, m
     assert "summary" in train(job)
     (sentence,) = told(job)
     assert str(torn) in sentence and resume.STATE in sentence
+
+
+def test_a_node_s_notice_is_taken_at_once_and_the_run_goes_on_to_the_bit(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next line of the log or checkpoint, both of which may be minutes away."""
+    monkeypatch.setattr("pipeline.pretrain.logbook.ASK_EVERY_SECONDS", 0.0)
+    rare = {"optimizer": "torch_fused", "log_every_steps": 1000, "checkpoint_every_steps": 1000}
+    job, plain = (with_runtime(make_job(root, tokens, name), **rare) for name in ("moved", "unmoved"))
+    asked = iter(range(1000))
+    work(job, CPU, Wishes(preempted=lambda: next(asked) == 12))
+    assert job.read_note(OUTCOME) == {"preempted": True}
+    assert resume.steps(job.resume_folder) == [13]
+    assert train(job)["summary"] == train(plain)["summary"]
+    np.testing.assert_array_equal(losses(job), losses(plain))
+
+
+def test_a_kept_checkpoint_is_whole_before_the_run_can_go_on_behind_it(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = with_runtime(make_job(root, tokens, "kept", keep_log_spaced=True), checkpoint_every_steps=8)
+    keep = Logbook._keep
+
+    def dies(self: Logbook, step: int) -> None:
+        if step == 16:
+            raise KeyboardInterrupt  # as sudden as a kill, but of this process
+        keep(self, step)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Logbook, "_keep", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(job)
+    assert resume.steps(job.resume_folder) == [8]
+    train(job)
+    assert sorted(int(path.name) for path in (job.out_folder / "steps").iterdir()) == [1, 2, 4, 8, 16, 32]
 
 
 def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path, tokens: Artifact) -> None:
@@ -152,6 +188,16 @@ def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path,
     assert (
         len(tags) > 1 and tags[-1] == last
     )  # one a checkpoint: what was trained on, to be compared with another run's
+    wanted = {"loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "flops_per_second", "skipped_steps"}
+    assert all({f"pretrain/{name}" for name in wanted} <= values.keys() for values in logged)
+    assert not any("pretrain/mfu" in values for values in logged)  # of a processor no peak is known
+    held_out = [line["metrics"] for line in lines if "pretrain/val_loss" in line.get("metrics", {})]
+    assert len(held_out) == 2  # every 20 of 40 steps
+    for values in held_out:
+        domains = [values[f"pretrain/val_loss/{domain}"] for domain in ("code", "prose")]
+        assert min(domains) < values["pretrain/val_loss"] < max(domains)
+        assert all(0 < values[f"pretrain/nonzero/layer_{layer}"] <= 1 for layer in (0, 1))
+        assert all(values[f"pretrain/coding_rate/layer_{layer}"] > 0 for layer in (0, 1))
 
 
 @pytest.mark.parametrize("why", ["ZeRO 3", "C++ compiler"])
