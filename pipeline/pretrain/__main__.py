@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,16 @@ def train_cell(cell: Cell) -> int:
     settings = STAGE.settings_of(config)
     fingerprint = STAGE.fingerprint(settings, {"tokens": tokens.fingerprint})
     context = Context(store, config.runtime, config.name, f"{cell.name}/pretrain", fingerprint, TrackerSpec())
-    with process_group(config.runtime.collective_timeout_seconds) as device, _asked_to_stop() as stop:
-        if _first_says(store.find(STAGE.name, fingerprint) is not None):
-            return _say_done(store, fingerprint)
-        out_folder = Path(_first_says(str(store.making_folder(fingerprint)) if _rank() == 0 else ""))
-        job = TrainingJob(settings, tokens, out_folder, context)
-        _train(job, device, lambda: stop() or context.stop_requested())
-        dist.barrier()
-    if _rank() == 0:
-        summary = finish(job)
+    with store.claim(fingerprint) if _rank() == 0 else nullcontext():  # a sweep may be at it too
+        with process_group(config.runtime.collective_timeout_seconds) as device, _asked_to_stop() as stop:
+            if _first_says(store.find(STAGE.name, fingerprint) is not None):
+                return _say_done(store, fingerprint)
+            out_folder = Path(_first_says(str(store.making_folder(fingerprint)) if _rank() == 0 else ""))
+            job = TrainingJob(settings, tokens, out_folder, context)
+            _train(job, device, lambda: stop() or context.stop_requested())
+            dist.barrier()
+        if _rank() != 0:
+            return 0
         recipe = {
             "stage": STAGE.name,
             "version": STAGE.version,
@@ -70,9 +72,11 @@ def train_cell(cell: Cell) -> int:
             "settings": canonical(settings),
             "inputs": {"tokens": tokens.fingerprint},
         }
-        store.publish(out_folder, recipe, summary, runtime.provenance())
-        return _say_done(store, fingerprint)
-    return 0
+        try:
+            store.publish(out_folder, recipe, finish(job), runtime.provenance())
+        finally:
+            shutil.rmtree(out_folder, ignore_errors=True)
+    return _say_done(store, fingerprint)
 
 
 def _train(job: TrainingJob, device: Any, stop: Callable[[], bool]) -> None:
