@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from verdicts import ROOT, Verdicts, in_new_process
 sys.path.insert(0, str(ROOT / "tests"))
 WARM = 10  # steps before the clock starts
 CHECKPOINT_EVERY = 50
+SAME_LOSS = 0.01  # at the last step: both sides must have trained the same model on the same windows
 SIZES = {"1L": (1, 4, 128), "2L": (2, 4, 128), "3L": (3, 4, 128), "S": (6, 12, 768), "B": (12, 12, 768)}
 TOTAL_TOKENS = 157_286_400_000
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -76,7 +78,8 @@ def bare(folder: Path, steps: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    return {"tokens_per_second": (steps - WARM) * config.batch_tokens / seconds, "last_loss": loss.item()}
+    speed = (steps - WARM) * config.batch_tokens / seconds
+    return {"tokens_per_second": speed, "last_loss": loss.item(), "peak_mib": peak_mib()}
 
 
 def ours(folder: Path, steps: int) -> dict[str, float]:
@@ -143,16 +146,24 @@ def checkpoints(folder: Path, steps: int) -> dict[str, float]:
     with process_group(300):
         torch.set_num_threads(1)
         worker.work(job, torch.device("cpu"), Wishes())
-    writing_before = [writing for _, writing in marks]
-    seconds = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(marks)]
-    # The step after a save holds the copy of the state and the beginning of its write.
-    during = [seconds[i] for i in range(WARM, len(seconds)) if writing_before[i + 1] or (i + 1) % CHECKPOINT_EVERY == 0]
+    # The time between two marks holds a save of the first one's step, if any, and the whole step after it.
+    seconds, during = [], []
+    for step, ((sooner, was_writing), (later, is_writing)) in enumerate(itertools.pairwise(marks), start=1):
+        seconds.append(later - sooner)
+        if step > WARM and (was_writing or is_writing or step % CHECKPOINT_EVERY == 0):
+            during.append(later - sooner)
     return {
         "median_step": median(seconds[WARM:]),
         "step_during_write": median(during),
         "worst_step_during_write": max(during),
         "n_during": len(during),
+        "peak_mib": peak_mib(),
     }
+
+
+def peak_mib() -> float:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------------
@@ -239,6 +250,8 @@ def on_cpu(folder: Path, steps: int, rounds: int, verdicts: Verdicts) -> dict[st
             place.mkdir()
             done.append(in_new_process("--side", side, place, steps, **ONE_THREAD))
             print(f"  {side}: {done[-1]['tokens_per_second']:.0f} tokens/s, last loss {done[-1]['last_loss']:.4f}")
+    losses = [run["last_loss"] for done in runs.values() for run in done]
+    assert max(losses) - min(losses) < SAME_LOSS, f"the two sides did not train the same model: {losses}"
     ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(runs["ours"], runs["bare"], strict=True)]
     verdicts.at_least("loop_vs_bare", median(ratios), "x", 0.95)
     written = in_new_process("--side", "checkpoints", folder, max(steps, 110), **ONE_THREAD)
@@ -256,7 +269,7 @@ def main() -> int:
         measure = {"bare": bare, "ours": ours, "checkpoints": checkpoints}[side]
         print(json.dumps(measure(Path(folder), int(steps))))
         return 0
-    steps, rounds = (60, 1) if arguments.quick else (310, 2)
+    steps, rounds = (60, 1) if arguments.quick else (310, 3)
     verdicts = Verdicts("pretrain", "torch", "deepspeed", "ray")
     with tempfile.TemporaryDirectory() as temporary:
         figures = {"steps": steps} | on_cpu(Path(temporary), steps, rounds, verdicts)
