@@ -41,8 +41,11 @@ def write_config(folder: Path, **changes: object) -> Path:
     return path
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline.pretrain", "--config", str(folder / "config.yaml")]
+def start(folder: Path, workers: int = 1) -> subprocess.Popen[str]:
+    """`python -m pipeline.pretrain`; on several workers `torchrun -m pipeline.pretrain`."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if workers > 1 else []
+    command = [sys.executable, "-W", "ignore", *torchrun, "-m", "pipeline.pretrain"]
+    command += ["--config", str(folder / "config.yaml")]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -106,6 +109,25 @@ def assert_equal(ours: Artifact, theirs: Artifact) -> None:
         entry.name: entry.sha256 for entry in theirs.manifest.files
     }
     assert ours.summary == theirs.summary
+
+
+def test_torchrun_on_two_workers_is_terminated_and_makes_the_artifact_of_two(tmp_path: Path) -> None:
+    """`torchrun -m pipeline.pretrain`, stopped by SIGTERM and started again, against one that ran through."""
+    artifacts = []
+    for name in ("through", "stopped"):
+        folder = tmp_path / name
+        make_tokens(Store(folder / "store"))
+        write_config(folder)
+        if name == "stopped":
+            first = start(folder, workers=2)
+            wait_for_step(folder, 5, first)
+            first.send_signal(signal.SIGTERM)
+            told = first.communicate(timeout=240)[0]
+            assert first.returncode != 0 and 5 <= saved_steps(folder) < STEPS, told
+        output = end(start(folder, workers=2))
+        assert output.count("val loss") == 1  # one of the two speaks
+        artifacts.append(trained(folder))
+    assert_equal(*artifacts)
 
 
 def test_divergence_is_told_with_its_batch_and_not_tried_again(tmp_path: Path) -> None:

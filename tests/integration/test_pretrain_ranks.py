@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from training_world import make_tokens
 
 from pipeline.artifacts.store import Store
 from pipeline.pretrain.__main__ import process_group
+from pipeline.pretrain.optimizers import is_prebuilt
 
 # Where losses are compared within a tolerance the model is smooth: at the kink of a ReLU a rounding of 1e-8 changes a
 # gradient by a finite amount, which Adam does not forget. Where bits are compared it is CRATE.
@@ -75,6 +77,27 @@ def test_the_optimizer_may_lie_on_the_cpu(root: str, plain: np.ndarray, stage: i
     name = f"offload-{stage}"
     carry_out(Order(root, name, runtime={"zero_stage": stage, "offload_optimizer": True}, model=SMOOTH))
     np.testing.assert_allclose(losses(root, name), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [
+        ("deepspeed", {"zero_stage": 0}),
+        ("deepspeed", {"zero_stage": 2}),
+        ("deepspeed_cpu", {"zero_stage": 1, "offload_optimizer": True}),
+        ("deepspeed_cpu", {"zero_stage": 3, "offload_optimizer": True}),
+    ],
+)
+def test_a_compiled_optimizer_trains_and_goes_on(
+    root: str, plain: np.ndarray, name: str, runtime: dict[str, Any]
+) -> None:
+    if not (is_prebuilt(name) or os.environ.get("CRATE_COMPILE_OPS") == "1"):
+        pytest.skip(f"DeepSpeed's {name} is not prebuilt, and compiling takes a minute")
+    job, runtime = f"{name}-{runtime['zero_stage']}", {**runtime, "optimizer": name}
+    carry_out(Order(root, job, runtime=runtime, model=SMOOTH, stop_after=17))
+    assert "summary" in carry_out(Order(root, job, runtime=runtime, model=SMOOTH))
+    np.testing.assert_allclose(losses(root, job), plain, rtol=0, atol=1e-4)
 
 
 def test_workers_two_one_two_and_stages_one_three_two(root: str, plain: np.ndarray, pair: Ranks) -> None:

@@ -96,6 +96,14 @@ def test_of_two_workers_one_is_killed_and_the_bits_are_two_ranks_own(
     assert hashes(out) == core_of_two
 
 
+def test_elastic_workers_begin_with_as_many_as_there_is_room_for(
+    ray_cluster: dict[str, float], root: Path, core_of_two: dict[str, str]
+) -> None:
+    """One to four are asked for on two cores: two train, and the batch is the batch."""
+    out = train_one(str(root), "elastic", workers_per_cell=4, min_workers_per_cell=1)
+    assert hashes(out) == core_of_two
+
+
 def test_divergence_is_raised_as_it_was_and_is_not_retried(ray_cluster: dict[str, float], root: Path) -> None:
     from pipeline.pretrain.stage import run
 
