@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config import Config
@@ -27,21 +28,21 @@ class JudgePlan:
     simulations_of_controls: int
     tokens_in: int
     tokens_out: int
-    price: float
+    price: float  # of what is asked behind HTTP
     by_llm: bool
 
 
 def judge_plan(config: Config) -> JudgePlan:
     """The calls to come for the neurons of a model and for the features of its autoencoders."""
-    settings, prompts = config.interpret, config.interpret.prompt_set
+    settings, prompts, kind = config.interpret, config.interpret.prompt_set, config.interpret.simulator_kind
     bins = QUANTILE_BINS[config.activations.protocol]
     neurons = n_neurons(config)
-    by_llm = settings.simulator_kind != "token_table"
-    asks = settings.explainer != "token_table"
-    of_sites = [min(size, settings.control_neurons) for size in _site_sizes(config)]
-    controls = 2 * sum(of_sites) if by_llm else 0
-    simulations = controlled = explanations = 0
-    tokens_in = tokens_out = 0.0
+    by_llm = kind != "token_table"
+    explained = neurons if settings.explainer != "token_table" else 0
+    controls = 2 * sum(min(n, settings.control_neurons) for n in _judged_of_sites(config)) if by_llm else 0
+    simulated = neurons + controls if by_llm else 0
+    explanations = passes_a_neuron = 0
+    explaining, simulating = Counter[str](), Counter[str]()  # tokens in and out
     for selection in needed_selections(settings.metrics):
         width = config.activations.window if selection.long else config.activations.window_short
         shown, passes = _count(selection.explain, bins), _count(selection.score, bins)
@@ -49,22 +50,30 @@ def judge_plan(config: Config) -> JudgePlan:
             _count((p,), bins) * (OUT_OF_CONTEXT_TOKENS if p.out_of_context else width) for p in selection.score
         )
         begun = HEAD_TOKENS[prompts] + EXPLANATION_TOKENS
-        tokens_in += by_llm * (neurons + controls) * (passes * begun + lines * TOKENS_A_LINE)
-        if asks:
-            explanations += neurons
-            tokens_in += neurons * (EXPLAIN_HEAD_TOKENS[prompts] + shown * width * TOKENS_A_SHOWN_TOKEN[prompts])
-            tokens_out += neurons * settings.max_explanation_tokens
-        simulations += neurons * passes
-        controlled += controls * passes
-    price = (tokens_in * settings.price_in + tokens_out * settings.price_out) / 1e6
+        simulating["in"] += simulated * (passes * begun + lines * TOKENS_A_LINE)
+        simulating["out"] += simulated * {"http": passes, "http_numbers": lines * TOKENS_A_LINE}.get(kind, 0)
+        explaining["in"] += explained * (EXPLAIN_HEAD_TOKENS[prompts] + shown * width * TOKENS_A_SHOWN_TOKEN[prompts])
+        explaining["out"] += explained * settings.max_explanation_tokens
+        explanations += explained
+        passes_a_neuron += passes
+    paid = [explaining] * (settings.explainer == "http") + [simulating] * kind.startswith("http")
+    price = sum(t["in"] * settings.price_in + t["out"] * settings.price_out for t in paid) / 1e6
     price = min(price, settings.budget) if settings.budget else price
-    return JudgePlan(neurons, explanations, simulations, controlled, int(tokens_in), int(tokens_out), price, by_llm)
+    tokens_in, tokens_out = (int(explaining[way] + simulating[way]) for way in ("in", "out"))
+    of_controls = controls * passes_a_neuron
+    return JudgePlan(
+        neurons, explanations, neurons * passes_a_neuron, of_controls, tokens_in, tokens_out, price, by_llm
+    )
 
 
 def n_neurons(config: Config) -> int:
     """Neurons and features that will be judged, all layers together."""
+    return sum(_judged_of_sites(config))
+
+
+def _judged_of_sites(config: Config) -> list[int]:
     most = config.interpret.neurons_per_layer
-    return sum(min(most, size) if most else size for size in _site_sizes(config))
+    return [min(most, size) if most else size for size in _site_sizes(config)]
 
 
 def _site_sizes(config: Config) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.interpret import replies
 from pipeline.interpret.backends import Explainer, Text
-from pipeline.interpret.budget import Budget
+from pipeline.interpret.budget import Account
 from pipeline.interpret.cache import JudgeCache, key_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import Message, PromptSet, ShownExcerpt
@@ -26,12 +26,12 @@ class Explanations:
         explainer: Explainer,
         prompts: PromptSet,
         cache: JudgeCache,
-        budget: Budget,
+        account: Account,
         token_strings: list[str],
         most_tokens: int,
         raw: bool,
     ) -> None:
-        self.explainer, self.prompts, self.cache, self.budget = explainer, prompts, cache, budget
+        self.explainer, self.prompts, self.cache, self.account = explainer, prompts, cache, account
         self.token_strings, self.most_tokens = token_strings, most_tokens
         self.raw = raw  # protocol `paper`: replies as they are
 
@@ -62,7 +62,7 @@ class Explanations:
         for index, key in enumerate(keys):
             if key in known:
                 value, usage = known[key]
-                self.budget.count(usage)
+                self.account.count(usage)
                 answers[index] = replies.explanation(value.decode(), self.raw)
         sent: list[tuple[int, float]] = []  # prompt, reserved price
 
@@ -70,14 +70,14 @@ class Explanations:
             for index, prompt in enumerate(prompts):
                 if keys[index] in known:
                     continue
-                price = self.budget.reserve(_size(prompt), self.most_tokens)
+                price = self.account.reserve(_size(prompt), self.most_tokens)
                 if price is not None:
                     sent.append((index, price))
                     yield prompt
 
         for number, reply in self.explainer.explain(to_send()):
             index, price = sent[number]
-            self.budget.settle(price, reply.usage, _size(prompts[index]))
+            self.account.settle(price, reply.usage)
             answers[index] = self._answer(keys[index], reply)
         return answers
 

@@ -88,8 +88,12 @@ def make_judge(
     simulator = simulator or _http_simulator(config, runtime, prompts, token_strings)
     raw = config.protocol == "paper"
     most = config.max_explanation_tokens
-    explanations = Explanations(explainer, prompts, cache, budget, token_strings, most, raw) if explainer else None
-    return LlmJudge(explanations, Simulations(simulator, prompts, cache, budget, token_strings), token_strings)
+    explanations = None
+    if explainer:
+        account = budget.account(paid=config.explainer == "http")
+        explanations = Explanations(explainer, prompts, cache, account, token_strings, most, raw)
+    account = budget.account(paid=config.simulator_kind.startswith("http"))
+    return LlmJudge(explanations, Simulations(simulator, prompts, cache, account, token_strings), token_strings)
 
 
 def _http_simulator(

@@ -76,6 +76,7 @@ def _track(context: Context, budget: Budget) -> None:
             "interpret/calls_remembered": budget.calls - budget.calls_made,
             "interpret/judge_tokens_in": budget.tokens_in,
             "interpret/judge_tokens_out": budget.tokens_out,
+            "interpret/judge_seconds": budget.seconds,
             "interpret/price": budget.spent,
         },
         step=0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.interpret.backends import Simulation, SimulationRequest, Simulator, Usage
-from pipeline.interpret.budget import Budget
+from pipeline.interpret.budget import Account
 from pipeline.interpret.cache import JudgeCache, hasher_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import CLOSING, PromptSet
@@ -22,10 +22,8 @@ MOST_MISSING = 0.1  # share of an excerpt's tokens that may lack a prediction be
 class _Asked:
     """A request that was sent."""
 
-    row: int
     keys: list[bytes]
     price: float  # reserved
-    bytes: int
 
 
 class Simulations:
@@ -36,10 +34,10 @@ class Simulations:
         simulator: Simulator,
         prompts: PromptSet,
         cache: JudgeCache,
-        budget: Budget,
+        account: Account,
         token_strings: list[str],
     ) -> None:
-        self.simulator, self.prompts, self.cache, self.budget = simulator, prompts, cache, budget
+        self.simulator, self.prompts, self.cache, self.account = simulator, prompts, cache, account
         self._lines = [prompts.line(token).encode("utf-8", "surrogatepass") for token in token_strings]
         self._head = hasher_of("simulate", simulator.identity, prompts.simulation_head())
         self._head_bytes = len(prompts.simulation_head().encode())
@@ -55,7 +53,7 @@ class Simulations:
             self._requests(wanted, explanations, tokens, values, failed, sent)
         ):
             asked = sent[number]
-            self.budget.settle(asked.price, reply.usage, asked.bytes, len(asked.keys))
+            self.account.settle(asked.price, reply.usage, len(asked.keys))
             values |= self._take(reply, asked)
         return _filled(block, wanted, values, failed), failed
 
@@ -77,7 +75,7 @@ class Simulations:
     def _known(self, wanted: Mapping[int, Mapping[bytes, list[int]]]) -> dict[bytes, tuple[bytes, Usage]]:
         known = self.cache.find(key for places in wanted.values() for key in places)
         for _, usage in known.values():
-            self.budget.count(usage)
+            self.account.count(usage)
         return known
 
     def _requests(
@@ -90,12 +88,11 @@ class Simulations:
             for first in range(0, len(missing), together):
                 keys, excerpts = zip(*missing[first : first + together], strict=True)
                 request = SimulationRequest(explanations[row], [np.array(tokens[row][e]) for e in excerpts])
-                size = self._size(request)
-                price = self.budget.reserve(size, self.simulator.most_tokens_out(request))
+                price = self.account.reserve(self._size(request), self.simulator.most_tokens_out(request))
                 if price is None:
                     failed[row] = Status.OVER_BUDGET
                     break
-                sent.append(_Asked(row, list(keys), price, size))
+                sent.append(_Asked(list(keys), price))
                 yield request
 
     def _size(self, request: SimulationRequest) -> int:

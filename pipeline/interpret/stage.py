@@ -63,5 +63,5 @@ def has_features(config: Config) -> bool:
     return bool(config.sae.expansions)
 
 
-INTERPRET = Stage("interpret", 2, "cell", ("tokens", "activations"), Settings, run)
-INTERPRET_FEATURES = Stage("interpret_features", 2, "cell", ("tokens", "features"), Settings, run, needed=has_features)
+INTERPRET = Stage("interpret", 3, "cell", ("tokens", "activations"), Settings, run)
+INTERPRET_FEATURES = Stage("interpret_features", 3, "cell", ("tokens", "features"), Settings, run, needed=has_features)

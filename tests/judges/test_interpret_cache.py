@@ -45,9 +45,9 @@ def block(n_neurons=6):
     return Block(rng.integers(300, 400, shape), rng.random(shape).astype(np.float32), np.ones(shape, bool))
 
 
-def explanations(store, strings, explainer, step="a", **config):
-    budget = Budget(InterpretConfig(**config))
-    return Explanations(explainer, OwnPrompts(), JudgeCache(store, step), budget, strings, 60, False)
+def explanations(store, strings, explainer, step="a", paid=True, **config):
+    account = Budget(InterpretConfig(**config)).account(paid)
+    return Explanations(explainer, OwnPrompts(), JudgeCache(store, step), account, strings, 60, False)
 
 
 def test_a_key_keeps_its_parts_apart():
@@ -61,8 +61,8 @@ def test_calls_are_remembered_across_steps_and_told_apart_by_content(tmp_path, s
     assert first.asked == 6 and answers == [("boats", None)] * 6
     of_another_step = explanations(store, strings, again, step="b")
     assert of_another_step.of(block()) == answers and again.asked == 0
-    assert of_another_step.budget.summary() == {"calls": 6, "tokens_in": 6000, "tokens_out": 60, "price": 0.0}
-    assert of_another_step.budget.calls_made == 0
+    assert of_another_step.account.budget.summary() == {"calls": 6, "tokens_in": 6000, "tokens_out": 60, "price": 0.0}
+    assert of_another_step.account.budget.calls_made == 0
     explanations(store, strings, other, step="c").of(block())
     assert other.asked == 6
     different = block()
@@ -81,14 +81,30 @@ def test_replies_that_are_no_explanation_are_counted_and_not_paid_again(tmp_path
 
 
 def test_the_budget_is_never_exceeded_and_what_is_left_out_is_counted(tmp_path, strings):
-    prices = {"price_in": 1000.0, "price_out": 1000.0}  # a call: 1.01
+    prices = {"price_in": 1000.0, "price_out": 1000.0}  # a call: 1.01, and before it is answered under 1.9
     explainer = Explainer()
     limited = explanations(Store(tmp_path), strings, explainer, budget=4.0, **prices)
     answers = limited.of(block())
-    assert limited.budget.spent <= 4.0 and explainer.asked == 3
+    assert limited.account.budget.spent == pytest.approx(3.03) and explainer.asked == 3
     assert [status for _, status in answers] == [None] * 3 + ["over budget"] * 3
     more = explanations(Store(tmp_path), strings, again := Explainer(), step="b", budget=100.0, **prices)
     assert [status for _, status in more.of(block())] == [None] * 6 and again.asked == 3
+
+
+def test_what_may_be_the_most_of_calls_under_way_counts_before_they_are_answered():
+    """No call may begin whose highest price is not covered, however little the others cost in the end."""
+    account = Budget(InterpretConfig(budget=1.0, price_in=1000.0, price_out=1000.0)).account(paid=True)
+    reserved = [account.reserve(prompt_bytes=400, most_tokens_out=50) for _ in range(3)]
+    assert reserved == [0.45, 0.45, None]
+    account.settle(0.45, Usage(100, 10, 0.1))
+    assert account.reserve(400, 50) is None and account.reserve(390, 50) == pytest.approx(0.44)
+
+
+def test_a_judge_of_ones_own_is_free_beside_a_paid_one(tmp_path, strings):
+    explainer = Explainer()
+    free = explanations(Store(tmp_path), strings, explainer, paid=False, budget=1e-9, price_in=1000.0)
+    assert free.of(block()) == [("boats", None)] * 6 and explainer.asked == 6
+    assert free.account.budget.summary() == {"calls": 6, "tokens_in": 6000, "tokens_out": 60, "price": 0.0}
 
 
 def test_silent_neurons_are_not_asked_about(tmp_path, strings):
@@ -166,3 +182,18 @@ def test_the_plan_counts_the_published_study():
 def test_the_plan_of_the_offline_judge_is_free():
     plan = judge_plan(Config())
     assert plan.explanations == 0 and plan.price == 0 and not plan.by_llm
+
+
+def test_the_plan_prices_what_is_asked_behind_http():
+    def plan(simulator):
+        asked = {"simulator": simulator, "neurons_per_layer": 2, "price_in": 1.0, "price_out": 2.0}
+        return judge_plan(Config.model_validate({"interpret": {"explainer": "http"} | asked}))
+
+    local, http, numbers = plan("transformers"), plan("http"), plan("http_numbers")
+    assert 0 < local.price < http.price < numbers.price
+    assert http.price == pytest.approx((http.tokens_in + 2 * http.tokens_out) / 1e6, abs=1e-5)
+    assert local.tokens_in == http.tokens_in and local.tokens_out < http.tokens_out < numbers.tokens_out
+    assert http.tokens_out - local.tokens_out == http.simulations + http.simulations_of_controls
+    assert (
+        http.simulations_of_controls == 2 * http.simulations
+    )  # two a sampled neuron: another's explanation, an empty one
