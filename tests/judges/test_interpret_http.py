@@ -93,10 +93,18 @@ def test_never_an_answer():
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_prompt_that_is_refused_is_not_asked_again(status):
+def test_a_prompt_that_is_refused_is_not_retried_and_not_remembered(status):
     with Judge(lambda path, body: Other(status, '{"error": "context length"}')) as judge:
         reply = explainer(judge).one(ASK)
-    assert reply.text is None and reply.keep and "context length" in reply.why and len(judge.calls) == 1
+    assert reply.text is None and not reply.keep and "context length" in reply.why and len(judge.calls) == 1
+
+
+def test_a_server_that_refuses_every_prompt_ends_the_step():
+    """As a model does whose context is too short: not a layer of refused neurons."""
+    with Judge(lambda path, body: Other(400, "too long")) as judge:
+        with pytest.raises(ClientError, match="refuses: status 400 too long"):
+            list(explainer(judge, concurrency=2).explain([ASK] * 50))
+    assert len(judge.calls) < http.FAILURES_IN_A_ROW + 3
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 301])

@@ -113,9 +113,15 @@ def echo_of(*lines):
 def test_reading_an_echo():
     half = math.log(0.5)
     echo = echo_of(("a", {"3": half, "5": half}), ("b", {" 7": -0.1, "x": -3.0}), ("c", {"10": -0.2}))
-    np.testing.assert_allclose(read_echo(echo, 3, paper=False), [4, np.nan, 10])
-    np.testing.assert_allclose(read_echo(echo, 3, paper=True), [4, 0, 10])
-    assert read_echo(echo, 4, paper=False) is None and read_echo(None, 1, paper=False) is None
+    np.testing.assert_allclose(read_echo(echo, 3, 3, paper=False), [4, np.nan, 10])
+    np.testing.assert_allclose(read_echo(echo, 2, 3, paper=True), [0, 10])
+    assert read_echo(echo, 3, 4, paper=False) is None and read_echo(None, 1, 1, paper=False) is None
+    one_more = [
+        ("\t", {}),
+        ("un", {}),
+        *echo,
+    ]  # a raw token that reads like a place: whose number is whose is not known
+    assert read_echo(one_more, 3, 3, paper=True) is None
 
 
 @pytest.mark.parametrize(

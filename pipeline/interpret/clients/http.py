@@ -19,7 +19,7 @@ ABOUT_ONE_PROMPT = {400, 413, 422}  # too long, or filtered: this neuron's fault
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-FAILURES_IN_A_ROW = 8  # prompts that failed for good with no reply between: the server is gone
+FAILURES_IN_A_ROW = 8  # prompts that failed for good with no reply between: the server is gone, or wrong
 SHOWN_CHARACTERS = 200
 
 Item = TypeVar("Item")
@@ -36,11 +36,11 @@ class ServerSpec:
 
 
 class PromptRefused(Exception):
-    """The server answered that it will not do this one prompt, or failed at it again and again. `keep`: it always will."""
+    """The server answered that it will not do this one prompt, or failed at it again and again. It was not paid."""
 
-    def __init__(self, why: str, keep: bool) -> None:
+    def __init__(self, why: str) -> None:
         super().__init__(why)
-        self.why, self.keep = why, keep
+        self.why = why
 
 
 class Server:
@@ -74,16 +74,19 @@ class Server:
                 return problem
             if attempt < ATTEMPTS - 1:
                 time.sleep(max(after, pause_seconds(attempt)))
+        if body is not None and not self._too_many_failures():
+            raise PromptRefused(problem)
+        raise ClientError(
+            f"the judge at {self.spec.url} does not answer: {problem}",
+            fix="Start it again, then run again: no call that was answered is repeated.",
+            retryable=True,
+        )
+
+    def _too_many_failures(self) -> bool:
+        """Counts one more prompt that failed; whether it is the server that does, as no reply came between so many."""
         with self._lock:
             self._failures += 1
-            gone = self._failures >= FAILURES_IN_A_ROW or body is None
-        if gone:
-            raise ClientError(
-                f"the judge at {self.spec.url} does not answer: {problem}",
-                fix="Start it again, then run again: no call that was answered is repeated.",
-                retryable=True,
-            )
-        raise PromptRefused(problem, keep=False)
+            return self._failures >= FAILURES_IN_A_ROW
 
     def _attempt(self, path: str, body: dict[str, Any] | None) -> tuple[Any, float]:
         """An answer; or, as text, what went wrong and may pass, with the seconds that the server asks to wait."""
@@ -99,11 +102,11 @@ class Server:
         if response.status_code in RETRIED:
             return f"status {response.status_code}", _retry_after(response)
         what = f"status {response.status_code} {self._clean(response.text)}"
-        if response.status_code in ABOUT_ONE_PROMPT and body is not None:
-            raise PromptRefused(what, keep=True)
+        if response.status_code in ABOUT_ONE_PROMPT and body is not None and not self._too_many_failures():
+            raise PromptRefused(what)
         raise ClientError(
             f"the judge at {self.spec.url} refuses: {what}",
-            fix="Check runtime.judge_url, the model's name, and the key in CRATE_JUDGE_API_KEY.",
+            fix="Check runtime.judge_url, the model's name and what it takes, and the key in CRATE_JUDGE_API_KEY.",
             status=response.status_code,
         )
 

@@ -38,7 +38,7 @@ class HttpExplainer:
         try:
             answer = self.server.call("chat/completions", body)
         except PromptRefused as refusal:
-            return Text(None, why=refusal.why, keep=refusal.keep)
+            return Text(None, why=refusal.why, keep=False)
         seconds, text = time.perf_counter() - started, "".join(turn["content"] for turn in turns)
         return Text(written(answer), usage(answer, seconds, text, self.most_tokens))
 

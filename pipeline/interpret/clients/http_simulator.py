@@ -59,12 +59,12 @@ class HttpSimulator:
             try:
                 answer = self._ask(begin + lines + CLOSING)
             except PromptRefused as refusal:
-                return Simulation(None, cost, why=refusal.why, keep=refusal.keep)
+                return Simulation(None, cost, why=refusal.why, keep=False)
             added = usage(answer, time.perf_counter() - started, begin + lines + CLOSING, most_tokens_out=1)
             cost = Usage(
                 cost.tokens_in + added.tokens_in, cost.tokens_out + added.tokens_out, cost.seconds + added.seconds
             )
-            values = read_echo(echoed(answer), len(tokens), self.paper)
+            values = read_echo(echoed(answer), len(tokens), (begin + lines).count(f"\t{UNKNOWN}"), self.paper)
             if values is None:
                 return Simulation(None, cost, unparsed=True)
             predictions.append(values)
@@ -113,9 +113,10 @@ def echoed(answer: dict[str, Any]) -> Echo | None:
     return [(token, top or {}) for token, top in zip(tokens, tops, strict=True)]
 
 
-def read_echo(echo: Echo | None, n_tokens: int, paper: bool) -> np.ndarray | None:
-    """Expected activations at the last `n_tokens` places where "unknown" follows a tab; None where they are not all there.
+def read_echo(echo: Echo | None, n_tokens: int, n_unknown: int, paper: bool) -> np.ndarray | None:
+    """Expected activations at the last `n_tokens` of the `n_unknown` places where "unknown" follows a tab.
 
+    None where there are more or fewer of them: another text was read there, and numbers would go to the wrong tokens.
     NaN where no number is among the likeliest tokens (`paper`: 0).
     """
     if echo is None:
@@ -125,7 +126,7 @@ def read_echo(echo: Echo | None, n_tokens: int, paper: bool) -> np.ndarray | Non
         for index in range(1, len(echo))
         if echo[index][0] and UNKNOWN.startswith(echo[index][0]) and echo[index - 1][0].endswith("\t")
     ]
-    if len(places) < n_tokens:
+    if len(places) != n_unknown:
         return None
     return np.array([_expected(echo[place][1], paper) for place in places[len(places) - n_tokens :]], np.float32)
 

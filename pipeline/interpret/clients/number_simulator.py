@@ -51,7 +51,7 @@ class NumberSimulator:
         try:
             answer = self.server.call("chat/completions", body)
         except PromptRefused as refusal:
-            return Simulation(None, why=refusal.why, keep=refusal.keep)
+            return Simulation(None, why=refusal.why, keep=False)
         asked = "".join(turn["content"] for turn in turns)
         cost = usage(answer, time.perf_counter() - started, asked, most)
         text = written(answer)
