@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # Markers of chat formats are written in <...> or [INST]; our own notation uses <start>, <end>, and double angle brackets.
 STAND_INS = str.maketrans({"<": "\u2039", ">": "\u203a", "«": "“", "»": "”", "\n": "⏎", "\r": "␍", "\t": "⇥"})
@@ -23,6 +24,7 @@ INVISIBLE = {
 }  # controls, direction marks, surrogates, unassigned, line separators
 
 
+@lru_cache(1 << 17)  # more than a vocabulary has tokens
 def visible(text: str) -> str:
     """`text` on one line, harmless and readable; idempotent."""
     shown = SQUARE_MARKER.sub("⟦", text.translate(STAND_INS))
