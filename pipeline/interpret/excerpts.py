@@ -9,7 +9,7 @@ both explained and scored; protocol `corrected` puts the next excerpt of the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -73,11 +73,11 @@ SELECTIONS = (
 
 
 def needed_selections(metrics: tuple[Metric, ...]) -> tuple[Selection, ...]:
-    """The selections that these metrics need, with only the score excerpts that one of them uses."""
-    cut = [
-        Selection(s.name, s.long, s.explain, tuple(pick for pick in s.score if set(pick.metrics) & set(metrics)))
-        for s in SELECTIONS
-    ]
+    """The selections that these metrics need, with only the score excerpts that one of them uses, and for no other metric."""
+    cut = []
+    for selection in SELECTIONS:
+        picks = [replace(p, metrics=tuple(m for m in p.metrics if m in metrics)) for p in selection.score]
+        cut.append(replace(selection, score=tuple(pick for pick in picks if pick.metrics)))
     return tuple(selection for selection in cut if selection.score)
 
 

@@ -32,6 +32,17 @@ def test_perfect_judge_scores_one_and_controls_zero(scored, metric):
     assert row["null_empty"] is None  # an empty table predicts a constant
 
 
+@pytest.mark.parametrize("metric", ["top_and_random", "random_only", "anthropic"])
+def test_a_metric_asked_for_alone_is_the_same_and_alone(artifacts, scored, metric):
+    """No other metric is made of the excerpts that happen to be at hand."""
+    tokens, records, _ = artifacts
+    alone = score_offline(InterpretConfig(metrics=(metric,)), 0, tokens, records, sites_of(records)[0])
+    assert list(alone.rows) == [metric] and alone.rows[metric]["mean"] == scored.rows[metric]["mean"]
+    assert set(alone.neurons["n_tokens"].to_pylist()) == set(
+        row["n_tokens"] for row in scored.neurons.to_pylist() if row["metric"] == metric
+    )
+
+
 def test_every_neuron_has_a_status_and_failures_have_no_score(scored):
     rows = scored.neurons.to_pylist()
     assert len(rows) == 3 * 24
