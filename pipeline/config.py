@@ -67,6 +67,9 @@ class PretrainConfig(Section):
     eval_every_steps: Count = 1000  # 0: only at the end
     eval_tokens: Positive = 2_457_600  # of val, always the same ones
     keep_log_spaced: bool = False  # keep checkpoints at steps 1, 2, 4, ... for interpretability over training
+    checkpoint: str = Field(
+        "", exclude_if=lambda folder: not folder
+    )  # a folder that import-checkpoint wrote: no training
     skip_spikes: bool = False  # leave out a step whose gradient norm or loss is far above the recent ones; counted
 
 
@@ -116,7 +119,7 @@ class SAEConfigSection(Section):
     dead_after_tokens: Positive = (
         10_000_000  # topk and batchtopk: silent for so long is dead, and gets the auxiliary loss
     )
-    measure_tokens: Positive = 1_000_000  # of val, for L0, variance, dead features and densities
+    measure_tokens: Positive = 2**20  # of val, whole windows, for L0, variance, dead features and densities
     loss_tokens: Positive = 307_200  # of val, for the losses with the autoencoder spliced in
 
     @field_validator("l1", "k", "l0", mode="before")

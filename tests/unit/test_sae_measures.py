@@ -12,6 +12,7 @@ from crate_model.config import SAEConfig
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder, spliced
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.config import SAEConfigSection
 from pipeline.sae.measures import Held, measure_all
 
 SITES = (site("code-l0-2x", 0), site("code-l1-1x", 1, expansion=1))
@@ -124,6 +125,11 @@ def test_batches_change_rounding_only(world: World, saes: dict) -> None:
         assert {k: v for k, v in a.items() if isinstance(v, float)} == pytest.approx(
             {k: v for k, v in b.items() if isinstance(v, float)}, rel=1e-4, abs=1e-6
         )
+
+
+def test_the_default_measures_a_million_tokens_though_windows_are_whole() -> None:
+    for n_ctx in (256, 1024):
+        assert SAEConfigSection().measure_tokens // n_ctx * n_ctx >= 1_000_000
 
 
 def test_a_small_split_is_measured_whole(world: World, saes: dict) -> None:
