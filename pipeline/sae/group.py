@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pipeline.sae.stage import Settings
 
 
+STATES = "state"  # folder in the scratch folder: what an interrupted training goes on from
+
+
 @dataclass(frozen=True)
 class GroupResult:
     measures: list[dict[str, Any]]  # rows of MEASURE_SCHEMA
@@ -43,6 +46,7 @@ def make_group(
     from pipeline.sae.measures import Held, measure_all
 
     sae = settings.sae
+    bring_states(context)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(inputs["pretrain"], settings.checkpoint_step)
     train = TokenSplit(inputs["tokens"], "train")
@@ -54,6 +58,14 @@ def make_group(
     held = Held(TokenSplit(inputs["tokens"], "val"), sae.batch_rows, device)
     rows, features = measure_all(model, finished, held, sae.measure_tokens, sae.loss_tokens)
     return GroupResult(rows, _densities(features), pa.Table.from_pylist(group.curves, schema=CURVE_SCHEMA))
+
+
+def bring_states(context: Context) -> None:
+    """Have here the training states that other nodes kept."""
+    store, below = context.store, f".scratch/{context.fingerprint}/{STATES}/"
+    if store.storage:
+        for name in store.storage.names(below):
+            context.bring(context.scratch / STATES / name.removeprefix(below))
 
 
 def _densities(features: Mapping[Site, FeatureStatistics]) -> pa.Table:
@@ -88,7 +100,7 @@ def watcher(settings: Settings, context: Context, leads: bool) -> Watcher:
             progress.start_at(step * settings.sae.batch_tokens)
 
     return Watcher(
-        context.scratch / "state",
+        context.scratch / STATES,
         context.runtime.checkpoint_every_steps,
         on_start,
         on_figures,
