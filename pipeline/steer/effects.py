@@ -12,6 +12,7 @@ from torch import Tensor
 from crate_model import taps
 from crate_model.model import LanguageModel
 from crate_model.sae import spliced
+from pipeline.errors import ConfigError
 from pipeline.steer.edits import Edit, Unit, editing
 
 N_TOKENS = 50257  # rows of the token table that are tokens; the padding above them is never shown
@@ -19,12 +20,19 @@ N_TOKENS = 50257  # rows of the token table that are tokens; the padding above t
 
 @torch.no_grad()
 def logits_of(model: LanguageModel, ids: Tensor, edit: Edit | None = None) -> Tensor:
-    """Float32 logits (batch, t, tokens) of ids (batch, t), with `edit` made if there is one; padding rows are left out."""
+    """Float32 logits (batch, t, tokens) of ids (batch, t), with `edit` made if there is one; padding rows are left out.
+
+    Raises ConfigError when the edit drives them out of the range of numbers.
+    """
     n_tokens = min(N_TOKENS, model.config.vocab_size)
     if edit is None:
         return model(ids)[..., :n_tokens].float()
     with editing(model, edit):
-        return model(ids)[..., :n_tokens].float()
+        logits = model(ids)[..., :n_tokens].float()
+    if not bool(logits.isfinite().all()):
+        unit = f"{'feature' if edit.unit.sae else 'neuron'} {edit.unit.index} of {edit.unit.site}"
+        raise ConfigError(f"with {unit} edited so far, the logits are no numbers", fix="Give the edit a smaller value.")
+    return logits
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from crate_model import taps
 from crate_model.config import SAEConfig
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder
+from pipeline.errors import ConfigError
 from pipeline.steer.edits import Edit, Unit, changed, editing
 from pipeline.steer.effects import dose_rows, kl_divergence, logits_of, lossless_row, splice_row
 
@@ -124,6 +125,11 @@ def test_doses_in_one_batch_are_the_doses_one_by_one(model: LanguageModel) -> No
         change = (alone - plain)[0, -1]
         assert row["logit_change"] == pytest.approx((change[watched].mean() - change.mean()).item(), rel=1e-3, abs=1e-4)
         assert row["probability"] == pytest.approx(alone[0, -1].softmax(-1)[watched].sum().item(), rel=1e-3)
+
+
+def test_an_edit_that_leaves_no_numbers_is_told(model: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="neuron 5 of code-l0 edited so far, the logits are no numbers"):
+        logits_of(model, IDS, Edit(unit(), "clamp", 1e30))
 
 
 def test_values_of_a_whole_batch() -> None:
