@@ -14,8 +14,12 @@ from pipeline.stage import Context, Stage, Summary
 
 
 def run(settings: PretrainSettings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
-    """Train one model on the cluster's workers, going on from whatever an earlier attempt saved."""
+    """Train one model on the cluster's workers, going on from whatever an earlier attempt saved; or take an imported one."""
+    from pipeline.pretrain.imported import take
     from pipeline.pretrain.on_ray import fit
+
+    if settings.pretrain.checkpoint:
+        return take(settings, out_folder)
 
     job = TrainingJob(settings, inputs["tokens"], out_folder, context)
     fit(job)
@@ -35,7 +39,11 @@ def finish(job: TrainingJob) -> Summary:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for a batch that is no whole number of windows."""
+    """Raises ConfigError for a batch that is no whole number of windows, or an imported model of another shape."""
+    from pipeline.pretrain.imported import check_shape
+
+    if config.pretrain.checkpoint:
+        return check_shape(config)
     plan_batches(config.pretrain, config.model.n_ctx, world_size=1)
 
 

@@ -23,6 +23,7 @@ SHAPE_KEYS = (
 TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
 MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
 CHECKPOINT_KEY = "checkpoint_step"  # whose weights were read
+IMPORTED_KEY = "pretrain.checkpoint"  # where each model came from: never a variant
 TRAINING, READING = ("model.", "pretrain."), ("activations.", "interpret.", CHECKPOINT_KEY)
 
 
@@ -199,7 +200,7 @@ def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     Keys that follow from the architecture are no news. What autoencoders, steering and the report are told changes no model.
     """
     all_values = [flat(values) for values in settings]
-    keys = sorted({key for values in all_values for key in values} - set(SHAPE_KEYS) - set(MEASURING_KEYS))
+    keys = sorted({key for values in all_values for key in values} - {*SHAPE_KEYS, *MEASURING_KEYS, IMPORTED_KEY})
     keys = [key for key in keys if key.startswith(TRAINING + READING)]
     found = []
     for key in keys:
