@@ -138,6 +138,18 @@ def export_neurons(store: Store, run: str, cell: str, folder: Path, layer: int |
     return 0
 
 
+def export_sae(store: Store, run: str, cell: str, site: str, folder: Path) -> int:
+    """Write an autoencoder of a cell so that SAELens loads it."""
+    from pipeline.artifacts.saelens import export_saelens
+    from pipeline.artifacts.saes import find_site, load_sae
+
+    made = artifact_of(store, run, f"{cell}/sae")
+    found = find_site(made, site)
+    export_saelens(load_sae(made, found), found.point, folder, f"{run}/{cell}")
+    print(f"{folder}: {site}, which sae_lens.SAE.load_from_disk reads")
+    return 0
+
+
 def import_checkpoint(
     checkpoint: Path, folder: Path, activation: Literal["relu", "gelu", "gelu_erf"], tokenizer: Path | None
 ) -> int:

@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     return sweep.guarded(lambda: call(options))
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="NAME", help="the sweep's name (its folder in store/runs)")
+def _run_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--run", required=required, metavar="NAME", help="the sweep's name (its folder in store/runs)")
     parser.add_argument("--store", default="store", help="folder or s3:// address of the store")
 
 
@@ -164,6 +164,21 @@ def _export_neurons(options: argparse.Namespace) -> int:
     return export_neurons(open_store(options.store), options.run, options.cell, options.out, options.layer)
 
 
+def _export_sae_arguments(parser: argparse.ArgumentParser) -> None:
+    _cell_arguments(parser)
+    parser.add_argument("--site", required=True, help="a sparse autoencoder of the cell, e.g. code-l0-1x")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="gets cfg.json, sae_weights.safetensors"
+    )
+
+
+def _export_sae(options: argparse.Namespace) -> int:
+    from pipeline.browse import export_sae
+    from pipeline.runtime import open_store
+
+    return export_sae(open_store(options.store), options.run, options.cell, options.site, options.out)
+
+
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-k", type=int, default=40)
@@ -171,12 +186,25 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _steer_arguments(parser: argparse.ArgumentParser) -> None:
-    _cell_arguments(parser)
+    _run_arguments(parser, required=False)
+    parser.add_argument("--cell", help="e.g. crate-1l")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FOLDER", help="instead: a model that import-checkpoint wrote"
+    )
     parser.add_argument("--layer", type=int)
     parser.add_argument("--neuron", type=int, help="its index; with --site, the feature's")
     parser.add_argument("--value", type=float, default=0.0)
     parser.add_argument("--how", choices=("clamp", "add", "scale", "ablate"), default="clamp")
     parser.add_argument("--site", default="", help="a sparse autoencoder of the cell, e.g. code-l0-1x")
+    parser.add_argument(
+        "--sae", type=Path, metavar="FOLDER", help="an autoencoder that lies elsewhere, ours or SAELens's"
+    )
+    parser.add_argument(
+        "--keep-error",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of a feature: keep what the autoencoder misses (delta mode), or let the reconstruction replace the layer",
+    )
     parser.add_argument("--positions", type=int, nargs="*", default=[], help="of the prompt; none: all")
     parser.add_argument("--edits", type=Path, help="instead: a YAML list of edits, as under steer.edits")
     parser.add_argument("--prompt", default="1 2 3 4 5")
@@ -185,8 +213,11 @@ def _steer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    _run_arguments(parser, required=False)
     parser.add_argument("--cell", nargs="*", help="none: all of the run")
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", default=[], metavar="FOLDER", help="models that import-checkpoint wrote"
+    )
     parser.add_argument("--prompt", nargs="+", default=["They saw some boats on the", "Beijing is the capital of"])
     _sampling_arguments(parser)
 
@@ -219,6 +250,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command
     ),
     "neuron": ("show one neuron's scores and excerpts", _neuron_arguments, _neuron),
     "export-neurons": ("write neurons as OpenAI's NeuronRecord JSON files", _export_arguments, _export_neurons),
+    "export-sae": ("write a sparse autoencoder as a SAELens folder", _export_sae_arguments, _export_sae),
     "steer": ("edit a neuron or feature and see what becomes of a prompt", _steer_arguments, _try),
     "sample": ("show models' next words and samples side by side", _sample_arguments, _try),
     "compare": ("compare the cells that two runs share", _compare_arguments, _try),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from crate_model.checkpoint import load_checkpoint
 from crate_model.model import LanguageModel
+from crate_model.sae import SparseAutoencoder
+from pipeline.artifacts import saelens, saes
 from pipeline.artifacts.checkpoint import load_model
-from pipeline.artifacts.saes import load_sae, sites
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.browse import artifact_of, planned
 from pipeline.config import SteerConfig
@@ -24,23 +28,61 @@ def steer(store: Store, options: argparse.Namespace) -> int:
     """Edit the neurons or features that the command line or a YAML list names, and show what becomes of the prompt."""
     from pipeline.steer.show import print_steering
 
-    config = _steer_config(options)
-    model = _model(store, options.run, options.cell)
-    saes = {}
-    if f"{options.cell}/sae" in planned(store, options.run):
-        made = artifact_of(store, options.run, f"{options.cell}/sae")
-        saes = {site.name: (site.point, load_sae(made, site)) for site in sites(made)}
-    print_steering(model, saes, config, Console())
+    known: dict[str, tuple[str, SparseAutoencoder]] = {}
+    if options.checkpoint:
+        model, made_of = imported(options.checkpoint), None
+    elif options.run and options.cell:
+        pretrain = artifact_of(store, options.run, f"{options.cell}/pretrain")
+        model, made_of = _model(store, options.run, options.cell), pretrain.fingerprint
+        if f"{options.cell}/sae" in planned(store, options.run):
+            made = artifact_of(store, options.run, f"{options.cell}/sae")
+            known = {site.name: (site.point, saes.load_sae(made, site)) for site in saes.sites(made)}
+    else:
+        raise ConfigError("no model is named", fix="Give --run and --cell, or --checkpoint FOLDER.")
+    if options.sae:
+        name, point, sae = sae_in(options.sae, made_of)
+        known[name] = (point, sae)
+        options.site = options.site or name
+    print_steering(model, known, _steer_config(options), Console())
     return 0
+
+
+def imported(folder: Path) -> LanguageModel:
+    """The model in a checkpoint folder, as `import-checkpoint` writes it, float32. Raises ConfigError when there is none."""
+    try:
+        return load_checkpoint(folder, dtype=torch.float32)
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{folder} holds no model: {error}", fix="Give a folder that import-checkpoint or a training wrote."
+        ) from error
+
+
+def sae_in(folder: Path, pretrain: str | None) -> tuple[str, str, SparseAutoencoder]:
+    """Name, tap and autoencoder of a folder, ours or SAELens's. Raises ConfigError for one of another model than `pretrain`."""
+    if (folder / saelens.CONFIG).is_file():
+        sae, point = saelens.import_saelens(folder)
+        return folder.name, point, sae
+    site, trained_on = saes.described(folder)
+    if pretrain and trained_on.get("pretrain") != pretrain:
+        raise ConfigError(
+            f"{folder} was trained on another model: {trained_on.get('pretrain')}, not {pretrain}",
+            fix="Name the cell whose autoencoder it is, or leave --sae out to use the cell's own.",
+        )
+    return site.name, site.point, saes.read_sae(folder / saes.CONFIG, folder / saes.WEIGHTS)
 
 
 def sample(store: Store, options: argparse.Namespace) -> int:
     """Next words and samples of all named cells (all of the run when none is named) side by side."""
     from pipeline.steer.show import print_next_words
 
-    steps = planned(store, options.run)
-    cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
-    models = {cell: _model(store, options.run, cell) for cell in cells}
+    models = {}
+    if options.run:
+        steps = planned(store, options.run)
+        cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
+        models = {cell: _model(store, options.run, cell) for cell in cells}
+    models |= {folder.name: imported(folder) for folder in options.checkpoint}
+    if not models:
+        raise ConfigError("no model is named", fix="Give --run NAME, or --checkpoint FOLDER.")
     config = _checked({"temperature": options.temperature, "top_k": options.top_k, "sample_tokens": options.tokens})
     print_next_words(models, options.prompt, config, Console())
     return 0
@@ -89,7 +131,8 @@ def _steer_config(options: argparse.Namespace) -> SteerConfig:
         raise ConfigError("no edit is named", fix="Give --layer, --neuron and --value, or --edits FILE.")
     else:
         edit = {"layer": options.layer, "neuron": options.neuron, "value": options.value, "how": options.how}
-        edits = [edit | {"site": options.site, "positions": options.positions}]
+        edit |= {"site": options.site, "positions": options.positions, "keep_error": options.keep_error}
+        edits = [edit]
     given = {"prompt": options.prompt, "edits": edits, "temperature": options.temperature, "top_k": options.top_k}
     return _checked(given | {"sample_tokens": options.tokens, "top_words": options.top})
 

@@ -142,6 +142,18 @@ def read_sae(config_path: Path, weights_path: Path) -> SparseAutoencoder:
         ) from error
 
 
+def described(folder: Path) -> tuple[Site, dict[str, Any]]:
+    """The site of an autoencoder that lies in `folder`, and what it was trained on. Raises ArtifactError."""
+    try:
+        fields = json.loads((folder / CONFIG).read_text("utf-8"))
+        return Site(**fields["site"]), dict(fields["trained_on"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder} holds no sparse autoencoder: {type(error).__name__}: {error}",
+            fix=f"Give a site's folder of an sae artifact ({CONFIG}, {WEIGHTS}), or a SAELens folder.",
+        ) from error
+
+
 def write_sae(folder: Path, site: Site, sae: SparseAutoencoder, provenance: Mapping[str, Any]) -> None:
     """Write an autoencoder to `folder/<site>`; `provenance` says on which model it was trained."""
     from safetensors.torch import save_file

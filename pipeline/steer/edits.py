@@ -122,16 +122,22 @@ def _unit(
         known = ", ".join(saes) or "none; set sae.expansions to train some"
         raise ConfigError(f"this model has no sparse autoencoder {wanted.site!r}", fix=f"There are: {known}.")
     point, sae = saes[wanted.site]
+    check_tap(sae, wanted.site, point, model)
     if point.split(".")[1] != str(wanted.layer):
         raise ConfigError(
             f"{wanted.site} is of {point}, not of layer {wanted.layer}", fix="Correct the edit's layer or site."
         )
-    check_width(sae, wanted.site, point, model)
     return Unit(wanted.layer, wanted.neuron, wanted.site, point, sae, wanted.keep_error), sae.config.d_sae
 
 
-def check_width(sae: SparseAutoencoder, name: str, point: str, model: LanguageModel) -> None:
-    """Raises ConfigError for an autoencoder of another model or tap: its inputs have another width."""
+def check_tap(sae: SparseAutoencoder, name: str, point: str, model: LanguageModel) -> None:
+    """Raises ConfigError for an autoencoder of a tap that the model has not, or whose vectors have another width."""
+    if point not in taps.names(model) or not point.startswith("blocks."):
+        layers = f"blocks.0 to blocks.{model.config.n_layer - 1}"
+        raise ConfigError(
+            f"{name} reads {point or 'an unnamed tap'}, which this model has not",
+            fix=f"Use an autoencoder of a tap of {layers}, for example blocks.0.code.",
+        )
     width = tap_width(model.config, point.rpartition(".")[2])
     if sae.config.d_in != width:
         told = f"{name} reads vectors of {sae.config.d_in}, but {point} has {width}"
