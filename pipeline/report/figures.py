@@ -25,6 +25,7 @@ def all_figures(study: Study, tables: Tables) -> list[Figure]:
         figures_scores.coverage(study, tables.get("layer_scores", [])),
         figures_layers.sparsity(study, whole.get("layer_statistics", [])),
         figures_layers.coding_rate(study, whole.get("layer_diagnostics", [])),
+        figures_edits.steering_effects(study, whole.get("steering_effects", [])),
         figures_edits.steering_doses(study, whole.get("steering_doses", [])),
         figures_edits.autoencoders(study, whole.get("saes", [])),
         figures_edits.densities(study, whole.get("sae_densities", [])),

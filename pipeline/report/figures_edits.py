@@ -10,8 +10,65 @@ import numpy as np
 from pipeline.report.looks import colour, label_point, link_to, marker, strength
 from pipeline.report.study import Study
 from pipeline.report.style import PALETTE, Canvas, Figure
+from pipeline.report.text import edit_name, token_label, unit_kind
 
 Rows = Sequence[dict[str, Any]]
+MOST_EDITS, SHOWN_TOKENS = 12, 4  # panels of the figure of effects; tokens promoted, and as many suppressed, in each
+
+
+def steering_effects(study: Study, rows: Rows) -> Figure | None:
+    """Which next tokens each edit promotes and suppresses most: a panel an edit, of all models in turn."""
+    chosen = _some_edits(study, rows)
+    if not chosen:
+        return None
+
+    def draw(canvas: Canvas) -> Any:
+        drawing, panels = canvas.grid(len(chosen), 3, 2.6, legend=False, left=1.15)
+        for axes, (name, own) in zip(panels, chosen, strict=True):
+            cell, shown = study.by_name[name], _most_changed(own)
+            y = list(range(len(shown), 0, -1))
+            change = [row["logit_after"] - row["logit_before"] for row in shown]
+            shade = colour(cell, "code" if unit_kind(own[0]) == "neuron" else "features")
+            axes.barh(y, change, 0.7, color=shade)
+            tips = [(_effect_said(name, row), link_to(cell)) for row in shown]
+            canvas.marks(axes, change, y, tips, **marker(study, cell) | {"color": shade}, markersize=3.5)
+            axes.axvline(0, color=PALETTE["muted"], linewidth=0.8)
+            axes.set_yticks(y, [token_label(row["text"]) for row in shown], parse_math=False)
+            axes.grid(visible=False, axis="y")
+            axes.margins(x=0.08)
+            axes.set_title(f"{cell.name} {edit_name(own[0])}", x=-0.45, fontsize=9)
+            axes.set_xlabel("change of the logit")
+        return drawing
+
+    said = "; ".join(
+        f"{name} {edit_name(own[0])}: "
+        + ", ".join(f"{token_label(r['text'])} {r['logit_after'] - r['logit_before']:+.1f}" for r in _most_changed(own))
+        for name, own in chosen
+    )
+    caption = "Tokens that an edit promotes most, above, and suppresses most, below. Paler: features of an autoencoder."
+    return Figure("steering_effects", "What neurons do to the next word", caption, f"Steering: {said}.", draw)
+
+
+def _some_edits(study: Study, rows: Rows) -> list[tuple[str, Rows]]:
+    """Up to MOST_EDITS edits, (cell, its rows) each: the first of every model, then the second, drawn model by model."""
+    by_edit: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_edit.setdefault((row["edit"], row["cell"]), []).append(row)
+    order = [cell.name for cell in study.cells]
+    kept = sorted(by_edit, key=lambda key: (key[0], order.index(key[1])))[:MOST_EDITS]
+    return [(key[1], by_edit[key]) for key in sorted(kept, key=lambda key: (order.index(key[1]), key[0]))]
+
+
+def _most_changed(rows: Rows) -> Rows:
+    """The first promoted tokens, then the first suppressed ones, the most suppressed last."""
+    promoted = [row for row in rows if row["kind"] == "promoted"][:SHOWN_TOKENS]
+    return promoted + [row for row in rows if row["kind"] == "suppressed"][:SHOWN_TOKENS][::-1]
+
+
+def _effect_said(name: str, row: dict[str, Any]) -> str:
+    logits = f"logit {row['logit_before']:.2f} to {row['logit_after']:.2f}"
+    probabilities = f"probability {row['probability_before']:.2g} to {row['probability_after']:.2g}"
+    return f"{name} {edit_name(row)}, {token_label(row['text'])}: {logits}, {probabilities}"
 
 
 def steering_doses(study: Study, rows: Rows) -> Figure | None:
@@ -32,7 +89,7 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
                         x, y = list(means), list(means.values())
                         axes.plot(x, y, color=colour(cell), linestyle=line, alpha=0.8, linewidth=1.5)
                         tips = [(f"{name}, {role}, dose {a:g}: {b:.3g}", link_to(cell)) for a, b in means.items()]
-                        said = cell.series if role == "steered" else f"{cell.series}, control neurons"
+                        said = cell.series if role == "steered" else f"{cell.series}, controls"
                         size = 4.5 if role == "steered" else 3
                         canvas.marks(axes, x, y, tips, **marker(study, cell), markersize=size, label=said)
             axes.set_xlabel("dose, times the edit's value")
@@ -43,7 +100,8 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "steering_doses",
         "Steering, dose by dose",
-        "Mean over the edited neurons of each model. Control: other neurons of the same layer, set to the same value.",
+        "Mean over the edited neurons and features of each model. Control: other ones of the same layer or autoencoder, "
+        "set to the same value.",
         "Divergence of the next-word distribution under steering, by dose: "
         + "; ".join(
             f"{name} {role} dose {dose:g} {value:.3g}"

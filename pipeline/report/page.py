@@ -17,7 +17,7 @@ from pipeline.report.study import ARCHITECTURES, Cell, Study, flat
 from pipeline.report.style import Figure
 from pipeline.report.svg import panels, themed
 from pipeline.report.tables import Tables
-from pipeline.report.text import METRICS, amount, family_name, points, ranges
+from pipeline.report.text import METRICS, amount, family_name, points, ranges, unit_kind
 
 HERE = Path(__file__).parent
 
@@ -50,6 +50,7 @@ def write_page(path: Path, study: Study, tables: Tables, figures: Sequence[Figur
         architectures=ARCHITECTURES,
         metrics=METRICS,
         family_name=family_name,
+        unit_kind=unit_kind,
         css=(HERE / "page.css").read_text("utf-8"),
         script=(HERE / "page.js").read_text("utf-8"),
     )

@@ -47,7 +47,7 @@ def all_tables(study: Study) -> Tables:
         "sae_densities": _each(study, "sae", density_rows),
         "steering_effects": _each(study, "steer", lambda cell, made: steering.read_effects(made).to_pylist()),
         "steering_doses": _each(study, "steer", lambda cell, made: steering.read_doses(made).to_pylist()),
-        "steering_lossless": _each(study, "steer", lambda cell, made: steering.read_lossless(made).to_pylist()),
+        "steering_lossless": _each(study, "steer", lossless_rows),
     }
     return {name: rows for name, rows in tables.items() if rows}
 
@@ -162,6 +162,26 @@ def model_score_rows(cell: Cell, made: Any) -> Rows:
 def sae_rows(cell: Cell, made: Any) -> Rows:
     rows = saes.read_measures(made).to_pylist()
     return [row | {"delta_loss": row["loss_spliced"] - row["loss_clean"]} for row in rows]
+
+
+def lossless_rows(cell: Cell, made: Any) -> Rows:
+    """As the steering artifact has them, with the held-out loss that each costs: none where every logit keeps its bits."""
+    measured = (
+        {row["site"]: row["delta_loss"] for row in sae_rows(cell, cell.artifacts["sae"])}
+        if "sae" in cell.artifacts
+        else {}
+    )
+    return [
+        row
+        | {
+            "delta_loss": 0.0
+            if row["max_logit_change"] == 0
+            else measured.get(row["site"])
+            if row["what"] == "splice"
+            else None
+        }
+        for row in steering.read_lossless(made).to_pylist()
+    ]
 
 
 def density_rows(cell: Cell, made: Any) -> Rows:

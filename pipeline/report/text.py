@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 METRICS = {
     "top_and_random": "Top and random",
     "random_only": "Random only",
@@ -48,3 +51,21 @@ def points(score: float | None) -> str:
 def family_name(family: str) -> str:
     """`code` -> neurons, `code-16x` -> SAE 16x."""
     return "neurons" if family in ("code", "") else "SAE " + family.removeprefix("code-")
+
+
+def unit_kind(edit: Mapping[str, Any]) -> str:
+    """`neuron` or `feature`: a neuron's site is its layer (`code-l0`), a feature's an autoencoder (`code-l0-16x`)."""
+    return "neuron" if edit["site"] == f"code-l{edit['layer']}" else "feature"
+
+
+def edit_name(edit: Mapping[str, Any]) -> str:
+    """`layer 0 neuron 12: clamp 5`."""
+    value = "" if edit["how"] == "ablate" else f" {edit['value']:.3g}"
+    return f"layer {edit['layer']} {unit_kind(edit)} {edit['neuron']}: {edit['how']}{value}"
+
+
+def token_label(token: str, most: int = 12) -> str:
+    """A token in quotes, as any type can write it: what is no Latin letter or common sign is escaped; long ones are cut."""
+    cut = token if len(token) <= most else token[: most - 1] + "…"
+    shown = (c if c in "…�" or (c.isprintable() and ord(c) < 0x250) else ascii(c)[1:-1] for c in cut)
+    return f"“{''.join(shown)}”"

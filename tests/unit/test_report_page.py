@@ -12,6 +12,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.report.figures_edits import steering_effects
 from pipeline.report.page import HERE
 from pipeline.report.study import gather
 from pipeline.report.tables import all_tables
@@ -92,8 +93,27 @@ def table(built: Built, name: str) -> list[list[str]]:
 
 def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
     rows = table(built_report, "lossless")
-    assert ["crate-1l", "code-l0", "7", "clamp", "0", "0", "lossless"] in rows
-    assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "lossy"] in rows
+    assert ["crate-1l", "code-l0", "7", "clamp", "0", "0", "0", "lossless"] in rows
+    assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "+0.1000", "lossy"] in rows
+
+
+def test_the_figure_of_effects_shows_tokens_with_their_changes(page: Page) -> None:
+    tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
+    said = "logit 0.00 to 2.00, probability 0.01 to 0.3"
+    assert f"crate-1l layer 0 neuron 7: clamp 8, “ pro0”: {said}" in tips
+    assert "“ pro0” +2.0" in page.text and "“ sup3”" in page.text
+
+
+def test_models_take_turns_in_the_figure_of_effects(built_report: Built) -> None:
+    study = gather(built_report.sweep.settings, built_report.sweep.inputs)
+    row = {"site": "code-l0-4x", "layer": 0, "neuron": 3, "how": "ablate", "value": 0.0, "kind": "promoted"}
+    row |= {"text": "中$x_$\n", "logit_before": 0.0, "logit_after": 1.0}
+    rows = [row | {"cell": cell, "edit": edit} for cell in ("crate-1l", "gpt2-1l") for edit in range(20)]
+    figure = steering_effects(study, rows)
+    assert figure is not None
+    assert "crate-1l layer 0 feature 3: ablate: “\\u4e2d$x_$\\n” +1.0" in figure.alt
+    assert figure.alt.count("crate-1l") == figure.alt.count("gpt2-1l") == 6
+    assert steering_effects(study, []) is None
 
 
 def test_shown_neurons_carry_moments_and_histogram(built_report: Built) -> None:
