@@ -57,7 +57,7 @@ def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float) -> Gradients:
     if variant == "jumprelu":
         penalty = (f > 0).sum().to(v.dtype) / n
         found["log_threshold"] = _to_log_threshold(sae, h, to_code, sparsity / n)
-    to_code.mul_(f > 0)
+    to_code = torch.ops.aten.threshold_backward(to_code, f, 0)  # where f > 0, in one pass without a mask
     to_bias = to_code.sum(dim=0)
     found["W_enc"] = (v.T @ to_code).addr_(sae.b_dec, to_bias, alpha=-1)
     found["b_enc"] = to_bias
