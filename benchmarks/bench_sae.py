@@ -24,7 +24,7 @@ from verdicts import ROOT, Verdicts, in_new_process
 
 sys.path.insert(0, str(ROOT / "tests"))
 N_LAYER, N_CTX, WIDTHS, BATCH, ROWS = 3, 1024, (1, 4), 4096, 4
-BUFFER = 4 * BATCH
+BUFFER = 2 * BATCH  # filled more than once with --quick, too: its first filling is the cheapest in memory
 
 
 def world(folder: Path, n_tokens: int) -> tuple[Any, Any]:
