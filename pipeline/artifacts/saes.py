@@ -143,12 +143,12 @@ def read_sae(config_path: Path, weights_path: Path) -> SparseAutoencoder:
 
 
 def described(folder: Path) -> tuple[Site, dict[str, Any]]:
-    """The site of an autoencoder that lies in `folder`, and what it was trained on. Raises ArtifactError."""
+    """The site of an autoencoder that lies in `folder`, and what it was trained on. Raises ConfigError."""
     try:
         fields = json.loads((folder / CONFIG).read_text("utf-8"))
         return Site(**fields["site"]), dict(fields["trained_on"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
+        raise ConfigError(
             f"{folder} holds no sparse autoencoder: {type(error).__name__}: {error}",
             fix=f"Give a site's folder of an sae artifact ({CONFIG}, {WEIGHTS}), or a SAELens folder.",
         ) from error
