@@ -36,16 +36,17 @@ def steering_effects(study: Study, rows: Rows) -> Figure | None:
             axes.set_yticks(y, [token_label(row["text"]) for row in shown], parse_math=False)
             axes.grid(visible=False, axis="y")
             axes.margins(x=0.08)
-            axes.set_title(f"{cell.name} {edit_name(own[0])}", x=-0.45, fontsize=9)
+            axes.set_title(f"{cell.name} {edit_name(own[0])}", x=-0.52, fontsize=8.5)
             axes.set_xlabel("change of the logit")
         return drawing
 
     said = "; ".join(
         f"{name} {edit_name(own[0])}: "
-        + ", ".join(f"{token_label(r['text'])} {r['logit_after'] - r['logit_before']:+.1f}" for r in _most_changed(own))
+        + ", ".join(f"{token_label(r['text'])} {r['logit_after'] - r['logit_before']:+.2g}" for r in _most_changed(own))
         for name, own in chosen
     )
-    caption = "Tokens that an edit promotes most, above, and suppresses most, below. Paler: features of an autoencoder."
+    paler = " Paler: features of an autoencoder." if any(unit_kind(own[0]) == "feature" for _, own in chosen) else ""
+    caption = f"Tokens that an edit promotes most, above, and suppresses most, below.{paler}"
     return Figure("steering_effects", "What neurons do to the next word", caption, f"Steering: {said}.", draw)
 
 

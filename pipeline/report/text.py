@@ -59,9 +59,9 @@ def unit_kind(edit: Mapping[str, Any]) -> str:
 
 
 def edit_name(edit: Mapping[str, Any]) -> str:
-    """`layer 0 neuron 12: clamp 5`."""
+    """`L0 neuron 12: clamp 5`."""
     value = "" if edit["how"] == "ablate" else f" {edit['value']:.3g}"
-    return f"layer {edit['layer']} {unit_kind(edit)} {edit['neuron']}: {edit['how']}{value}"
+    return f"L{edit['layer']} {unit_kind(edit)} {edit['neuron']}: {edit['how']}{value}"
 
 
 def token_label(token: str, most: int = 12) -> str:

@@ -100,8 +100,8 @@ def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
 def test_the_figure_of_effects_shows_tokens_with_their_changes(page: Page) -> None:
     tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
     said = "logit 0.00 to 2.00, probability 0.01 to 0.3"
-    assert f"crate-1l layer 0 neuron 7: clamp 8, “ pro0”: {said}" in tips
-    assert "“ pro0” +2.0" in page.text and "“ sup3”" in page.text
+    assert f"crate-1l L0 neuron 7: clamp 8, “ pro0”: {said}" in tips
+    assert "“ pro0” +2" in page.text and "“ sup3”" in page.text
 
 
 def test_models_take_turns_in_the_figure_of_effects(built_report: Built) -> None:
@@ -111,7 +111,7 @@ def test_models_take_turns_in_the_figure_of_effects(built_report: Built) -> None
     rows = [row | {"cell": cell, "edit": edit} for cell in ("crate-1l", "gpt2-1l") for edit in range(20)]
     figure = steering_effects(study, rows)
     assert figure is not None
-    assert "crate-1l layer 0 feature 3: ablate: “\\u4e2d$x_$\\n” +1.0" in figure.alt
+    assert "crate-1l L0 feature 3: ablate: “\\u4e2d$x_$\\n” +1" in figure.alt
     assert figure.alt.count("crate-1l") == figure.alt.count("gpt2-1l") == 6
     assert steering_effects(study, []) is None
 
