@@ -49,21 +49,33 @@ def test_the_files_themselves_have_no_problem(name: str) -> None:
     assert check(load([CLUSTER / name]), None, CRDS) == []
 
 
+def put_together(folder: Path, resource: str, *components: str) -> str:
+    """What an overlay of one's own renders to, as the README has it, in a folder anywhere."""
+    paths = [os.path.relpath(CLUSTER / path, folder) for path in (resource, *(f"components/{c}" for c in components))]
+    (folder / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [{paths[0]}]\ncomponents: [{', '.join(paths[1:])}]\n"
+    )
+    return rendered(folder)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("storage", ["s3", "pvc"])
+@pytest.mark.parametrize("hardware", [(), ("gpu-8",), ("gpu-multi-node",)], ids=lambda names: "".join(names) or "cpu")
+def test_any_hardware_goes_with_any_storage_spot_nodes_and_a_queue(
+    hardware: tuple[str, ...], storage: str, tmp_path: Path
+) -> None:
+    text = put_together(tmp_path, "base", *hardware, storage, "spot", "kueue")
+    assert check(parse(text), load(list(AROUND)), CRDS) == []
+    assert "capacity-type" in text and "queue-name" in text
+
+
 @needs_kubectl
 @pytest.mark.parametrize("mode", ["interactive", "preflight"])
 @pytest.mark.parametrize("name", ["cpu", "gpu-multi-node", "spot", "rdma"])
 def test_interactive_and_preflight_take_any_overlay(mode: str, name: str, tmp_path: Path) -> None:
     """The same pods as the sweep's, whatever the hardware and the storage."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    overlay, component = (
-        os.path.relpath(p, folder) for p in (CLUSTER / "overlays" / name, CLUSTER / "components" / mode)
-    )
-    text = f"resources: [{overlay}]\ncomponents: [{component}]\n"
-    (folder / "kustomization.yaml").write_text(
-        f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{text}"
-    )
-    objects = {item["kind"]: item for item in parse(rendered(folder))}
+    objects = {item["kind"]: item for item in parse(put_together(tmp_path, f"overlays/{name}", mode))}
     (job,) = [item for item in parse(rendered(CLUSTER / "overlays" / name)) if item["kind"] == "RayJob"]
     wanted, group = job["spec"]["rayClusterSpec"], job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert "RayJob" not in objects
@@ -123,7 +135,6 @@ INTERNET, METADATA, INTRANET = Peer(address="52.216.8.1"), Peer(address="169.254
 MAY = [
     (SUBMITTER, HEAD, 8265),
     (OPERATOR, HEAD, 8265),
-    (PREFLIGHT, HEAD, 8265),
     (WORKER, HEAD, 6379),
     (WORKER, WORKER, 29500),
     (HEAD, WORKER, 10002),
@@ -144,6 +155,7 @@ MAY_NOT = [
     (NEIGHBOUR, HEAD, 8265),
     (NEIGHBOUR, WORKER, 10002),
     (FALSE_OPERATOR, HEAD, 8265),
+    (PREFLIGHT, HEAD, 8265),  # it asks a head of its own for the token
     (OPERATOR, HEAD, 6379),
     (OPERATOR, WORKER, 8265),
     (SUBMITTER, HEAD, 10001),
