@@ -5,6 +5,8 @@ TORCH := torch==2.13.0
 # uv reads none of pip's settings: hand it the folder of local wheels, if pip has one.
 UV_FIND_LINKS ?= $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null || printenv PIP_FIND_LINKS)
 export UV_FIND_LINKS
+# What is missing on the system is looked for among the tools that setting up brought: kubectl above all.
+export PATH := $(PATH):$(CURDIR)/$(BIN)
 export KUBERAY_CRD_DIR ?= $(wildcard ../shared/kuberay-crds)
 CONFIG ?= configs/quickstart.yaml
 
@@ -14,7 +16,7 @@ sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
 
 # Whole sweeps use both cores themselves: they run one after the other.
-test: .venv/judges
+test: .venv/judges .venv/kubectl
 	$(BIN)/python -m pytest -n 2 --ignore tests/e2e $(ARGS)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
@@ -26,7 +28,7 @@ check: setup
 	$(MAKE) --no-print-directory check-cluster
 
 # The image's recipe and every manifest, without a cluster: rendered where there is kubectl, else the files themselves.
-check-cluster: setup
+check-cluster: .venv/kubectl
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m cluster.check cluster/overlays/* cluster/setup cluster/mlflow cluster/judge --around cluster/setup
 
@@ -57,6 +59,11 @@ setup: .venv/installed
 .venv/judges: .venv/installed requirements-judges.txt
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-judges.txt \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-judges.txt
+	@touch $@
+
+# Renders the overlays, for checks and tests; without one the files themselves are judged.
+.venv/kubectl: .venv/installed cluster/get_kubectl.sh
+	@cluster/get_kubectl.sh $(BIN)
 	@touch $@
 
 # Three locks, renewed together: everything but torch and its CUDA libraries for any machine; the same without what only
