@@ -7,6 +7,7 @@ matter of course; what still fails is a ClientError. Credentials and endpoint co
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -69,8 +70,14 @@ class Storage:
         return self._retried(f"look for {name}", lambda: self._files.get_file_info(self._path(name)).is_file)
 
     def delete(self, names: list[str]) -> None:
+        """Have no objects of these names. One that is gone already, by another node or a retry, is no fault."""
+
+        def attempt(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.delete_file(self._path(name))
+
         for name in names:
-            self._retried(f"delete {name}", lambda name=name: self._files.delete_file(self._path(name)))  # type: ignore[misc]
+            self._retried(f"delete {name}", lambda name=name: attempt(name))  # type: ignore[misc]
 
     def upload(self, folder: Path, names: list[str], below: str) -> None:
         """Copy `folder/<name>` to `<below>/<name>` for all names, several at a time."""

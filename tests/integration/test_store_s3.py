@@ -93,6 +93,16 @@ def test_a_folder_is_brought_whole_or_not_at_all(place: str, tmp_path: Path, mon
     assert not list(scratch.iterdir())
 
 
+def test_two_nodes_may_delete_the_same_object(place: str, tmp_path: Path) -> None:
+    here, there = Store.open(place, tmp_path / "here"), Store.open(place, tmp_path / "there")
+    assert here.storage and there.storage
+    here.storage.write("runs/run/note", b"")
+    names = there.storage.names("runs/")
+    here.storage.delete(names)
+    there.storage.delete(names)
+    assert there.storage.names("runs/") == []
+
+
 def test_what_was_never_kept_is_told(place: str, tmp_path: Path) -> None:
     store = Store.open(place, tmp_path)
     with pytest.raises(ArtifactError, match="never kept"):
