@@ -30,6 +30,10 @@ def test_the_dockerfile_builds_the_pinned_version(argument: str, package: str) -
     assert _argument(argument) == {PINS[package]}
 
 
+def test_make_sets_up_the_pinned_torch() -> None:
+    assert f"\nTORCH := torch=={PINS['torch']}\n" in (ROOT / "Makefile").read_text()
+
+
 def test_the_image_and_the_project_have_one_version() -> None:
     assert _argument("VERSION") == {PROJECT["version"]}
     assert f"newTag: {PROJECT['version']}" in (CLUSTER / "site" / "kustomization.yaml").read_text()
