@@ -10,8 +10,9 @@
 # flavour with buildah alone.
 
 ARG FLAVOR=gpu
-# 26.07 carries torch 2.13.0a0 (the series that pyproject.toml pins), CUDA 13, NCCL, Python 3.12 and apex. A tag can move:
-# for a study append the digest that `docker buildx imagetools inspect` prints, nvcr.io/nvidia/pytorch:26.07-py3@sha256:...
+# NVIDIA's PyTorch image brings CUDA, NCCL, apex and a torch of its own build, which must be of the series that
+# pyproject.toml pins. Which month carries that series is not proved here: the build looks, and stops if it is another.
+# A tag can move: for a study append the digest that `docker buildx imagetools inspect` prints, ...:26.07-py3@sha256:...
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:26.07-py3
 ARG CPU_BASE_IMAGE=python:3.11-slim-bookworm
 
