@@ -33,14 +33,21 @@ class Storage:
     url: str  # e.g. s3://bucket/crate-store
 
     def read(self, name: str) -> bytes | None:
-        """The object's bytes, or None when there is none of this name."""
+        """The object's bytes, or None when there is none of this name.
+
+        pyarrow asks for the size first and for the bytes then: an object that was replaced by a shorter one in between is
+        filled up with whatever lies in memory, and a longer one is cut off.
+        """
 
         def attempt() -> bytes | None:
             try:
                 with self._files.open_input_file(self._path(name)) as file:
-                    return file.readall()
+                    data = file.readall()
             except FileNotFoundError:
                 return None
+            if self._files.get_file_info(self._path(name)).size != len(data):
+                raise OSError("it was replaced while it was read")
+            return data
 
         return self._retried(f"read {name}", attempt)
 
