@@ -197,11 +197,15 @@ class Store:
         except OSError as error:
             raise disk_error(error, making) from error
         below = f"{sealed.stage}/{sealed.fingerprint}"
+        if self.storage and self.find(sealed.stage, sealed.fingerprint):
+            shutil.rmtree(making)
+        else:
+            if self.storage:
+                self.storage.upload(making, [entry.name for entry in files], below)
+                self.storage.upload(making, [FILE_NAME], below)
+            _rename(making, self.root / below)
         if self.storage:
-            self.storage.upload(making, [entry.name for entry in files], below)
-            self.storage.upload(making, [FILE_NAME], below)
             self.storage.delete(self.storage.names(f".scratch/{sealed.fingerprint}/"))
-        _rename(making, self.root / below)
         shutil.rmtree(self.root / ".scratch" / sealed.fingerprint, ignore_errors=True)
         return self.get(sealed.stage, sealed.fingerprint)
 
