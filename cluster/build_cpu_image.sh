@@ -25,7 +25,7 @@ if ! "${buildah[@]}" inspect localhost/base:dev >/dev/null 2>&1; then
   container="$("${buildah[@]}" from scratch)"
   cp -a "$work/rootfs/." "$("${buildah[@]}" mount "$container")/"
   "${buildah[@]}" umount "$container" >/dev/null
-  "${buildah[@]}" config --env PATH=/usr/local/bin:/usr/bin:/bin "$container"
+  "${buildah[@]}" config --env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
   "${buildah[@]}" commit -q --rm "$container" localhost/base:dev
 fi
 
@@ -36,7 +36,8 @@ if [ -n "$wheels" ]; then
   mounts+=(--volume "$wheels:/wheels-here:ro")
   torch_arguments="--find-links /wheels-here $torch_arguments"
 fi
-"${buildah[@]}" bud --network host "${mounts[@]}" \
+# Docker's format: OCI's knows neither SHELL nor HEALTHCHECK.
+"${buildah[@]}" bud --format docker --network host "${mounts[@]}" \
   --build-arg FLAVOR=cpu --build-arg CPU_BASE_IMAGE=localhost/base:dev \
   --build-arg TORCH_PIP_ARGS="$torch_arguments" \
   --build-arg GIT_SHA="$(git -C "$repository" rev-parse HEAD 2>/dev/null || true)" \
