@@ -23,7 +23,7 @@ def in_new_process(*arguments: object, **environment: str) -> Any:
 
 
 class Verdicts:
-    """One `RESULT <name> <value> <unit> target <bound> <word>` line a figure as it comes; `write` appends all to `results/<name>.jsonl`."""
+    """Prints `RESULT <name> <value> <unit> target <bound> <word>` for each figure; `write` appends all to a file of results."""
 
     def __init__(self, name: str, *packages: str) -> None:
         self.path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"

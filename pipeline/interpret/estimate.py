@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config import Config
@@ -42,7 +41,7 @@ def judge_plan(config: Config) -> JudgePlan:
     controls = 2 * sum(min(n, settings.control_neurons) for n in _judged_of_sites(config)) if by_llm else 0
     simulated = neurons + controls if by_llm else 0
     explanations = passes_a_neuron = 0
-    explaining, simulating = Counter[str](), Counter[str]()  # tokens in and out
+    explaining, simulating = dict.fromkeys(("in", "out"), 0.0), dict.fromkeys(("in", "out"), 0.0)  # tokens
     for selection in needed_selections(settings.metrics):
         width = config.activations.window if selection.long else config.activations.window_short
         shown, passes = _count(selection.explain, bins), _count(selection.score, bins)

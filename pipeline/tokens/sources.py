@@ -55,8 +55,7 @@ def list_sources(config: TokensConfig, scratch: Path) -> list[Source]:
         corpus = write_corpus(scratch / "corpus")
         files = [Found(str(path), f"corpus/{path.name}", path.stat().st_size, "") for path in corpus]
         return [Source(number, "hashed", (file,)) for number, file in enumerate(files)]
-    held_out = bool(config.val)
-    given = {"val": config.val, "test": config.test, "train" if held_out else "hashed": config.train}
+    given = {"val": config.val, "test": config.test, "train" if config.val else "hashed": config.train}
     sources = [source for split, patterns in given.items() for source in _listed(config.source, patterns, split)]
     names = "|".join(source.name for source in sources if source.split in HELD_OUT)
     held_out = hashlib.sha256(names.encode()).hexdigest()[:12] if names else ""
