@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.activations.beats import Beat, watched
-from pipeline.errors import CrateError
+from pipeline.beats import Beat, watched
 from pipeline.progress import Progress
+from pipeline.ray_data import be_quiet, own_error
 
 if TYPE_CHECKING:
     from pipeline.activations.extract import Job
@@ -40,12 +40,9 @@ def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
 def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     """Have the shards read by `job.n_workers` actors, each with a core or a share of a GPU."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # otherwise our errors lose themselves in Ray's wrapping
+    be_quiet()
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     gpus = job.context.runtime.gpus_per_worker if ray.cluster_resources().get("GPU", 0) else None
     resources: dict[str, Any] = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
@@ -54,18 +51,11 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     else:
         pool = ActorPoolStrategy(size=min(job.n_workers, len(shards)))
         read = rows.map(ShardReader, fn_constructor_args=(job,), compute=pool, **resources)  # type: ignore[arg-type]
+    start, finished = progress.state.done, dict[str, int]()
     try:
-        with watched(job.context, progress) as finished:
+        with watched(job.context, lambda beats: progress.update(start + sum((beats | finished).values()))):
             for row in read.iter_rows():
-                finished[row["shard"]] = row["tokens"]
+                finished[str(row["shard"])] = row["tokens"]
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from None
-
-
-def own_error(error: BaseException | None) -> CrateError | None:
-    """The CrateError among the causes of what Ray raised: it comes wrapped more than once."""
-    while error is not None:
-        if isinstance(error, CrateError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+    progress.update(start + sum(finished.values()))

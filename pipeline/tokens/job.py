@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifacts.store import disk_error
+from pipeline.beats import pause_seconds
 from pipeline.config import TokensConfig
 from pipeline.errors import StageError
 from pipeline.progress import Progress
@@ -87,25 +89,27 @@ class JobProgress:
 
     def __init__(self, job: TokensJob) -> None:
         self._line: Progress = job.context.progress(job.total_bytes, "bytes")
-        self._finished = sum(source.bytes for source in job.sources if job.is_made(source))
-        self._line.start_at(self._finished)
+        self._finished = {source.name: source.bytes for source in job.sources if job.is_made(source)}
+        self._line.start_at(sum(self._finished.values()))
 
-    def under_way(self, n_bytes: int) -> None:
-        self._line.update(self._finished + n_bytes)
+    def under_way(self, positions: Mapping[str, int]) -> None:
+        """Tell the bytes read of some sources, by name; those that are finished count whole."""
+        self._line.update(sum({**positions, **self._finished}.values()))
 
     def finish(self, source: Source) -> None:
-        self._finished += source.bytes
-        self._line.update(self._finished)
+        self._finished[source.name] = source.bytes
+        self.under_way({})
 
     def tell(self, **facts: Any) -> None:
-        self._line.update(self._finished, **facts)
+        self._line.update(sum(self._finished.values()), **facts)
 
 
 class Throttled:
-    """Passes a shard's reports on at most every `pause_seconds`, and asks then whether to stop."""
+    """Passes a shard's reports on every now and then, and asks then whether to stop."""
 
-    def __init__(self, job: TokensJob, tell: Report, pause_seconds: float) -> None:
-        self._job, self._tell, self._pause, self._told = job, tell, pause_seconds, 0.0
+    def __init__(self, job: TokensJob, tell: Report) -> None:
+        self._job, self._tell, self._told = job, tell, 0.0
+        self._pause = pause_seconds(job.context) / 5
 
     def __call__(self, position: int) -> None:
         now = time.monotonic()
@@ -119,5 +123,5 @@ def make_here(job: TokensJob, sources: list[Source], progress: JobProgress) -> N
     """Make the shards one after the other in this process."""
     for source in sources:
         if not job.is_made(source):
-            job.make(source, Throttled(job, progress.under_way, 0.2))
+            job.make(source, Throttled(job, lambda position, name=source.name: progress.under_way({name: position})))
             progress.finish(source)

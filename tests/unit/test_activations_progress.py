@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 
-from pipeline.activations import beats
+from pipeline import beats
 from pipeline.activations.extract import Extractor
 from pipeline.activations.job import plan_job
 from pipeline.artifacts.store import Store
@@ -27,7 +29,7 @@ def test_a_shard_tells_its_tokens_batch_by_batch(job):
     assert told[:3] == [128, 256, 384]
 
 
-def test_the_driver_adds_up_finished_shards_and_those_under_way(job, monkeypatch):
+def test_the_driver_adds_up_the_shards_under_way(job, monkeypatch):
     monkeypatch.setattr(beats, "NEAR_PAUSE_SECONDS", 0.01)
     context, folder = job.context, "beats/cell--activations"
 
@@ -44,12 +46,19 @@ def test_the_driver_adds_up_finished_shards_and_those_under_way(job, monkeypatch
     progress = context.progress(3000, "tokens")
     progress.start_at(1000)
     progress.pause_seconds = 0
-    with beats.watched(context, progress) as finished:
-        beat = beats.Beat(context, 2)
-        time.sleep(0.02)
-        beat(300)
-        wait_for(1300)
-        finished[2] = 500  # its last beat is not counted beside it
+    with beats.watched(context, lambda shards: progress.update(1000 + sum(shards.values()))):
+        for shard, tokens in ((2, 300), (3, 200)):
+            beat = beats.Beat(context, shard)
+            time.sleep(0.02)
+            beat(tokens)
         wait_for(1500)
     assert seen() == 1500 and not context.store.notes("run", folder)
     assert "tokens/s" in progress_text(progress.state) and "left" in progress_text(progress.state)
+
+
+def test_beats_never_lie_where_the_artifact_is_linked(job, monkeypatch):
+    monkeypatch.setattr(beats, "NEAR_PAUSE_SECONDS", 0.0)
+    context = dataclasses.replace(job.context, step_name="tokens")
+    beats.Beat(context, "train/00000")(5)
+    link = context.store.link("run", "tokens", job.tokens)
+    assert (Path(link) / "manifest.json").is_file()
