@@ -53,7 +53,7 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
         read = rows.map(ShardReader, fn_constructor_args=(job,), compute=pool, **resources)  # type: ignore[arg-type]
     start, finished = progress.state.done, dict[str, int]()
     try:
-        with watched(job.context, lambda beats: progress.update(start + sum((beats | finished).values()))):
+        with watched(job.context, lambda beats: progress.update(start + sum({**beats, **finished}.values()))):
             for row in read.iter_rows():
                 finished[str(row["shard"])] = row["tokens"]
     except ray.exceptions.RayError as error:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ class JobProgress:
         """Tell the bytes read of some sources, by name; those that are finished count whole."""
         self._line.update(sum({**positions, **self._finished}.values()))
 
+    def one_under_way(self, source: Source, position: int) -> None:
+        self.under_way({source.name: position})
+
     def finish(self, source: Source) -> None:
         self._finished[source.name] = source.bytes
         self.under_way({})
@@ -123,5 +127,5 @@ def make_here(job: TokensJob, sources: list[Source], progress: JobProgress) -> N
     """Make the shards one after the other in this process."""
     for source in sources:
         if not job.is_made(source):
-            job.make(source, Throttled(job, lambda position, name=source.name: progress.under_way({name: position})))
+            job.make(source, Throttled(job, partial(progress.one_under_way, source)))
             progress.finish(source)
