@@ -111,7 +111,8 @@ def compare(store: Store, options: argparse.Namespace) -> int:
 def _model(store: Store, run: str, cell: str) -> LanguageModel:
     """The weights that the cell's stages read."""
     made = artifact_of(store, run, f"{cell}/pretrain")
-    return load_model(made, planned(store, run)[f"{cell}/evaluate"]["settings"].get("checkpoint_step", "last"))
+    settings = [recipe["settings"] for name, recipe in planned(store, run).items() if name.startswith(f"{cell}/")]
+    return load_model(made, next((s["checkpoint_step"] for s in settings if "checkpoint_step" in s), "last"))
 
 
 def _made(store: Store, run: str) -> dict[str, Artifact]:
