@@ -35,7 +35,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "sae", "5" * 32, lambda f: write_sae(f, site(), autoencoder(), trained_on), {"sites": [vars(site())]}
     )
     steps = {"crate-2l/pretrain": world.pretrain, "crate-2l/sae": sae}
-    recipes = {step: {"stage": step.split("/")[1], "fingerprint": made.fingerprint} for step, made in steps.items()}
+    recipes = {
+        step: {"stage": step.split("/")[1], "fingerprint": made.fingerprint, "settings": {}}
+        for step, made in steps.items()
+    }
     world.store.write_note("run", "plan.json", json.dumps({"steps": recipes}).encode())
     save_checkpoint(world.model, root / "imported-2l")
     write_sae(root, site("own"), autoencoder(), trained_on)
