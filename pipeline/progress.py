@@ -49,7 +49,7 @@ class Progress:
 
     def __init__(self, store: Store, run_name: str, step: str, total: float, unit: str) -> None:
         self.store, self.run_name = store, run_name
-        self.note = f"{FOLDER}/{step.replace('/', '--')}.json"
+        self.note = _note(step)
         self.pause_seconds = WRITE_FAR_EVERY_SECONDS if store.storage else WRITE_EVERY_SECONDS
         now = time.time()
         self.state = ProgressState(step, 0, total, unit, now, 0, now)
@@ -71,6 +71,16 @@ class Progress:
     def _write(self) -> None:
         self._written = time.time()
         self.store.write_note(self.run_name, self.note, json.dumps(asdict(self.state)).encode())
+
+
+def _note(step: str) -> str:
+    return f"{FOLDER}/{step.replace('/', '--')}.json"
+
+
+def progress_of(store: Store, run_name: str, step: str) -> ProgressState | None:
+    """One step's state; None before it has begun."""
+    data = store.read_note(run_name, _note(step))
+    return ProgressState(**json.loads(data)) if data is not None else None
 
 
 def read_progress(store: Store, run_name: str) -> dict[str, ProgressState]:

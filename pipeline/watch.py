@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.artifacts.store import Store
-from pipeline.progress import ProgressState, duration, facts_text, progress_text, read_progress
+from pipeline.progress import ProgressState, duration, facts_text, progress_of, progress_text, read_progress
 
 if TYPE_CHECKING:
     from pipeline.execute import Result
@@ -53,7 +53,7 @@ class Watch:
 
     def ended(self, result: Result) -> None:
         self.ended_steps.add(result.step)
-        state = read_progress(self.store, self.run_name).get(result.step)
+        state = progress_of(self.store, self.run_name, result.step)
         if state and state.updated >= self.began:
             self._tell([state])
         if result.artifact:

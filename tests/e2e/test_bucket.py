@@ -26,7 +26,7 @@ def test_a_sweep_over_a_bucket_in_bad_weather(swept: Path, tmp_path: Path, monke
     config.write_text(swept.read_text().replace(str(folder.root), PLACE))
     knobs = (f"runtime.mlflow_uri=sqlite:///{tmp_path}/mlflow.db", "runtime.checkpoint_every_steps=25")
     options = [argument for knob in knobs for argument in ("--set", knob)]
-    with s3_server(fail_every=13, slow_every=60) as weather:
+    with s3_server(fail_every=50, slow_every=400) as weather:
         monkeypatch.setenv("CRATE_CACHE", str(tmp_path / "one machine"))
         result = sweep(config, *options)
         assert result.returncode == 0, result.stdout + result.stderr
