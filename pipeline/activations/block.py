@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import priorities, token_hashes
-from pipeline.activations.quantiles import order_keys
+from pipeline.activations.priority import priorities, tile_length, token_hashes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,29 +35,33 @@ class Block:
     def parts(self, n_bytes: int) -> Iterator[Block]:
         """The block in pieces of whole rows, whose hashes take about `n_bytes` of memory."""
         n_rows, n_ctx, n_neurons = self.values.shape
-        size = max(1, n_bytes // (8 * n_ctx * n_neurons))
+        size = max(1, n_bytes // (4 * n_ctx * n_neurons))
         for row in range(0, n_rows, size):
             yield Block(self.values[row : row + size], self.first + row * n_ctx)
 
-    def hashes(self, row: int, seed: int, of_neurons: Tensor) -> tuple[Tensor, Tensor]:
-        """Hashes and order keys (n_ctx, neurons) int32 of a row's tokens."""
+    def hashes(self, row: int, seed: int, of_neurons: Tensor) -> Tensor:
+        """Hashes (n_ctx, neurons) int32 of a row's tokens."""
         import torch
 
         if row not in self._hashed:
             n_ctx = self.values.shape[1]
             of_tokens = token_hashes(seed, np.arange(n_ctx) + self.first + row * n_ctx)
-            h = priorities(torch.from_numpy(of_tokens).to(self.values.device), of_neurons)
-            self._hashed[row] = h, order_keys(self.values[row], h)
+            self._hashed[row] = priorities(torch.from_numpy(of_tokens).to(self.values.device), of_neurons)
         return self._hashed[row]
 
     @cached_property
-    def _hashed(self) -> dict[int, tuple[Tensor, Tensor]]:
+    def _hashed(self) -> dict[int, Tensor]:
         return {}
 
     @cached_property
     def by_neuron(self) -> Tensor:
         """(rows, neurons, n_ctx): a neuron's neighbouring tokens lie together, so that excerpts are copied whole."""
-        return self.values.transpose(1, 2).contiguous()
+        n_rows, n_ctx, n_neurons = self.values.shape
+        turned = self.values.new_empty((n_rows, n_neurons, n_ctx))
+        size = tile_length(n_neurons) if self.values.device.type == "cpu" else n_ctx
+        for first in range(0, n_ctx, size):
+            turned[:, :, first : first + size] = self.values[:, first : first + size].transpose(1, 2)
+        return turned
 
     def flat_by_neuron(self, margin: int) -> Tensor:
         """(neurons, margin + tokens + margin): all rows as one text, with `margin` tokens of the neighbours or zeros."""

@@ -5,13 +5,16 @@ Everything gathered is independent of the order of the batches, so that parts fr
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.flat_candidates import FlatCandidates
-from pipeline.activations.moments import MomentsTree, of_values
-from pipeline.activations.priority import LARGEST, name_hashes
+from pipeline.activations.moments import Moments, MomentsTree, of_values
+from pipeline.activations.priority import name_hashes, tile_length
 from pipeline.activations.row_candidates import RowCandidates
 from pipeline.activations.wanted import Wanted
 from pipeline.errors import ArtifactError
@@ -69,20 +72,18 @@ class SiteCollector:
 
         if not len(values):
             return
-        if not bool(values.isfinite().all()):
+        of_rows = [of_values(row) for row in values]
+        if not all(np.isfinite(m.sums).all() for m in of_rows) and not bool(values.isfinite().all()):
             raise ArtifactError(
                 f"the activations of {self.site} are not finite, in batch {batch}",
                 fix="The model overflows on this text: train it again with a lower learning rate, or set "
                 "activations.precision: fp32.",
             )
-        whole = of_values(values[0])
-        for row in values[1:]:
-            whole = whole.merged(of_values(row))
-        self.moments.add(batch, whole)
+        self.moments.add(batch, reduce(Moments.merged, of_rows))
         for row in values:
             self.maximum = self.maximum.maximum(row.amax(0))
-            size = row.view(torch.int32) & LARGEST
-            self.nonzero += len(row) + ((size - 1) >> 31).sum(0, dtype=torch.int32)  # -1 a zero
+            for tile in row.split(tile_length(row.shape[1]) if row.device.type == "cpu" else len(row)):
+                self.nonzero += tile.sign().abs_().sum(0).long()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that was gathered, by name, on the CPU."""

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Span
 from pipeline.activations.priority import BITS, name_hashes
-from pipeline.activations.quantiles import bin_bounds, descending, least_in_bins
+from pipeline.activations.quantiles import bin_bounds, descending, least_in_bins, order_keys
 from pipeline.activations.reservoir import NONE, POSITION_BITS, Reservoir
 from pipeline.activations.wanted import Wanted
 
@@ -59,9 +59,8 @@ class FlatCandidates:
 
         self.random.offer(self._drawn(block.first, len(values)), excerpts)
         self.top.offer(self._highest(values, positions), excerpts)
-        hashed = [block.hashes(row, self.seed, self._of_neurons) for row in range(n_rows)]
-        h, order = (torch.cat(parts) for parts in zip(*hashed, strict=True))
-        self.quantile.offer(self._smallest(h, order, positions), excerpts)
+        h = torch.cat([block.hashes(row, self.seed, self._of_neurons) for row in range(n_rows)])
+        self.quantile.offer(self._smallest(h, order_keys(values, h), positions), excerpts)
 
     def _drawn(self, first: int, length: int) -> Tensor:
         """Keys (neurons, 1, draws) of the random excerpts that fall into these tokens; their priority is their number."""

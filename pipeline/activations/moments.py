@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.activations.priority import tile_length
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,11 +59,18 @@ def of_values(values: Tensor) -> Moments:
     """Moments over the tokens of float32 values (tokens, neurons): products in float32 about the mean, sums kept in float64."""
     import torch
 
-    n = len(values)
+    n, n_neurons = values.shape
     middle = values.mean(0)
-    d = values - middle
-    d2 = d * d
-    sums = torch.stack([d.sum(0), d2.sum(0), (d2 * d).sum(0), (d2 * d2).sum(0)]).double().cpu().numpy()
+    size = tile_length(n_neurons) if values.device.type == "cpu" else n
+    buffers = values.new_empty((3, size, n_neurons))
+    total = values.new_zeros((4, n_neurons), dtype=torch.float64)
+    for tile in values.split(size):
+        d, d2, power = buffers[:, : len(tile)]
+        total[0] += torch.sub(tile, middle, out=d).sum(0)
+        total[1] += torch.mul(d, d, out=d2).sum(0)
+        total[2] += torch.mul(d2, d, out=power).sum(0)
+        total[3] += torch.mul(d2, d2, out=power).sum(0)
+    sums = total.cpu().numpy()
     shift = sums[0] / n  # what rounding left between `middle` and the mean
     s2, s3, s4 = sums[1:]
     m2 = np.maximum(s2 - n * shift**2, 0)

@@ -22,6 +22,7 @@ FIRST, LAST = -24, 16  # powers of two: smaller activations share the lowest lev
 N_POSITIVE = (LAST - FIRST) * STEPS
 SHIFT = 23 - 4  # bits of a float below its exponent and the four that tell 16 steps apart
 LOWEST = (127 + FIRST) * STEPS  # the float 2^FIRST's bits above SHIFT
+NEURONS_AT_ONCE, TOKENS_AT_ONCE = 32, 1024  # that a CPU counts
 ZERO_KEYS = 1 << 22  # keys [0, ZERO_KEYS) belong to zeros; the smallest normal float has key ZERO_KEYS
 
 
@@ -79,16 +80,30 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
     """Histogram (neurons, levels) int64 of values (tokens, neurons)."""
     import torch
 
-    columns = (values + 0.0).T.contiguous()  # neuron by neuron: each one's counts stay in the cache
-    n_neurons = len(columns)
-    bits = columns.view(torch.int32)
-    magnitude = (((bits & 0x7FFFFFFF) >> SHIFT) - LOWEST).clamp_(0, N_POSITIVE - 1) + 1
-    magnitude *= columns != 0
+    if values.device.type != "cpu":
+        return _level_counts(values, signed)
+    n_tokens, n_neurons = values.shape
+    counts = torch.zeros((n_neurons, n_levels(signed)), dtype=torch.int64)
+    for neurons in torch.arange(n_neurons).split(NEURONS_AT_ONCE):  # whose counts stay in a core's cache
+        some = slice(int(neurons[0]), int(neurons[-1]) + 1)
+        for first in range(0, n_tokens, TOKENS_AT_ONCE):
+            counts[some] += _level_counts(values[first : first + TOKENS_AT_ONCE, some], signed)
+    return counts
+
+
+def _level_counts(values: Tensor, signed: bool) -> Tensor:
+    import torch
+
+    n_neurons, levels = values.shape[1], n_levels(signed)
+    bits = values.T.contiguous().view(torch.int32)  # neuron by neuron
+    size = bits & LARGEST
+    level = ((size >> SHIFT) - LOWEST).clamp_(0, N_POSITIVE - 1).add_(1)
+    torch.minimum(level, size, out=level)  # 0 for zeros
     if signed:
-        magnitude = torch.where(bits < 0, -magnitude, magnitude) + N_POSITIVE
-    levels = n_levels(signed)
-    index = magnitude.long() + levels * torch.arange(n_neurons, device=values.device)[:, None]
-    return torch.bincount(index.flatten(), minlength=n_neurons * levels).view(n_neurons, levels)
+        sign = bits >> 31
+        level = (level ^ sign).sub_(sign).add_(N_POSITIVE)
+    level += levels * torch.arange(n_neurons, dtype=torch.int32, device=values.device)[:, None]
+    return torch.bincount(level.flatten(), minlength=n_neurons * levels).view(n_neurons, levels)
 
 
 def lower_keys(signed: bool) -> np.ndarray:
@@ -123,6 +138,16 @@ def octaves(counts: np.ndarray, signed: bool) -> np.ndarray:
     zero = N_POSITIVE if signed else 0
     positive = counts[:, zero + 1 :].reshape(len(counts), LAST - FIRST, STEPS).sum(axis=2)
     return np.concatenate([counts[:, :zero].sum(axis=1)[:, None], counts[:, zero : zero + 1], positive], axis=1)
+
+
+def key_values(keys: Tensor) -> Tensor:
+    """The float32 values at order keys int32 outside [0, ZERO_KEYS): a value's own key is at least a key where the value is at
+    least this. Keys below all numbers give -inf."""
+    import torch
+
+    ordered = keys << 1
+    values = (ordered ^ ((ordered >> 31) & LARGEST)).view(torch.float32)
+    return torch.where((keys < 0) & values.isnan(), -torch.inf, values)
 
 
 def edge_values(keys: np.ndarray) -> np.ndarray:

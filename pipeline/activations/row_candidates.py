@@ -10,12 +10,16 @@ import numpy as np
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Places, Span
 from pipeline.activations.priority import LARGEST, positions_of
-from pipeline.activations.quantiles import descending, least_in_bins
+from pipeline.activations.quantiles import descending, least_in_bins, order_keys
 from pipeline.activations.reservoir import NONE, POSITION_BITS, Reservoir
+from pipeline.activations.sieve import Sieve
 from pipeline.activations.wanted import SPARE, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PIECE = 64  # tokens of a row among which the highest is looked for at a time
+FEW = 0.12  # share of the tokens below which looking at each one that the sieve lets through is faster than at all
 
 
 class RowCandidates:
@@ -40,16 +44,21 @@ class RowCandidates:
         top, random, quantile = (
             torch.full((*r.worst.shape, len(places)), NONE, device=device) for r in self.reservoirs().values()
         )
+        sieve = Sieve(self.quantile.worst_priority(), self._edges, self.span.edges)
         for index, place in enumerate(places):
-            row, (h, order) = block.values[index], block.hashes(index, self.seed, self._of_neurons)
+            row, h = block.values[index], block.hashes(index, self.seed, self._of_neurons)
             positions = torch.from_numpy(place.positions).to(device)
             if len(positions) < n_ctx:
-                row, h, order = row[positions], h[positions], order[positions]
+                row, h = row[positions], h[positions]
+            positions += block.first + index * n_ctx
             if len(row):
-                self._add_top(row, block.first + index * n_ctx + positions, top[:, 0, index])
+                self._add_top(row, positions, top[:, 0, index])
                 self._add_hashed(~h.amax(0)[:, None], self.random, random[:, :, index])
-                least = least_in_bins(h, order, self._edges, self.span.n_bins)
-                self._add_hashed(least, self.quantile, quantile[:, :, index])
+                if sieve.share < FEW:
+                    quantile[:, :, index] = sieve.keys(row, h, positions)
+                else:
+                    least = least_in_bins(h, order_keys(row, h), self._edges, self.span.n_bins)
+                    self._add_hashed(least, self.quantile, quantile[:, :, index])
         starts = torch.from_numpy(np.stack([place.starts for place in places])).to(device)
         windows = block.by_neuron.unfold(2, self.span.width, 1)  # (rows, neurons, starts, width)
 
@@ -61,11 +70,17 @@ class RowCandidates:
 
     def _add_top(self, row: Tensor, positions: Tensor, keys: Tensor) -> None:
         """Key of the row's highest activation, the first among equals."""
-        highest = row.amax(0)
+        import torch
+
+        of_pieces = torch.stack([piece.amax(0) for piece in row.split(PIECE)])
+        highest = of_pieces.amax(0)
         priority = descending(highest)
         neurons = (priority <= self.top.worst_priority()[:, 0]).nonzero()[:, 0]
-        where = (row[:, neurons] == highest[neurons]).int().argmax(0)
-        keys[neurons] = (priority[neurons].long() << POSITION_BITS) | positions[where]
+        piece = (of_pieces[:, neurons] == highest[neurons]).int().argmax(0)
+        tokens = piece * PIECE + torch.arange(PIECE, device=row.device)[:, None]
+        tokens.clamp_(max=len(row) - 1)  # the last piece may be short; its last token again is not the first of equals
+        first = (row[tokens, neurons] == highest[neurons]).int().argmax(0)
+        keys[neurons] = (priority[neurons].long() << POSITION_BITS) | positions[piece * PIECE + first]
 
     def _add_hashed(self, priority: Tensor, reservoir: Reservoir, keys: Tensor) -> None:
         """Keys of priorities (neurons, bins) that are hashes; the random excerpts' are inverted, so that theirs are the largest
