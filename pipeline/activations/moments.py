@@ -63,14 +63,16 @@ def of_values(values: Tensor) -> Moments:
     middle = values.mean(0)
     size = tile_length(n_neurons) if values.device.type == "cpu" else n
     buffers = values.new_empty((3, size, n_neurons))
-    total = values.new_zeros((4, n_neurons), dtype=torch.float64)
+    of_tiles = []
     for tile in values.split(size):
         d, d2, power = buffers[:, : len(tile)]
-        total[0] += torch.sub(tile, middle, out=d).sum(0)
-        total[1] += torch.mul(d, d, out=d2).sum(0)
-        total[2] += torch.mul(d2, d, out=power).sum(0)
-        total[3] += torch.mul(d2, d2, out=power).sum(0)
-    sums = total.cpu().numpy()
+        of_tiles += [
+            torch.sub(tile, middle, out=d).sum(0),
+            torch.mul(d, d, out=d2).sum(0),
+            torch.mul(d2, d, out=power).sum(0),
+            torch.mul(d2, d2, out=power).sum(0),
+        ]
+    sums = torch.stack(of_tiles).view(-1, 4, n_neurons).double().sum(0).cpu().numpy()
     shift = sums[0] / n  # what rounding left between `middle` and the mean
     s2, s3, s4 = sums[1:]
     m2 = np.maximum(s2 - n * shift**2, 0)

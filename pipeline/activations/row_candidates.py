@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Places, Span
-from pipeline.activations.priority import LARGEST, positions_of
+from pipeline.activations.priority import LARGEST, positions_of, tile_length
 from pipeline.activations.quantiles import descending, least_in_bins, order_keys
 from pipeline.activations.reservoir import NONE, POSITION_BITS, Reservoir
 from pipeline.activations.sieve import Sieve
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE = 64  # tokens of a row among which the highest is looked for at a time
-FEW = 0.12  # share of the tokens below which looking at each one that the sieve lets through is faster than at all
 
 
 class RowCandidates:
@@ -44,7 +43,8 @@ class RowCandidates:
         top, random, quantile = (
             torch.full((*r.worst.shape, len(places)), NONE, device=device) for r in self.reservoirs().values()
         )
-        sieve = Sieve(self.quantile.worst_priority(), self._edges, self.span.edges)
+        sieve = Sieve(self.quantile.worst_priority(), self._edges, self.span.edges, n_ctx)
+        everyone = torch.arange(len(self._of_neurons), device=device)
         for index, place in enumerate(places):
             row, h = block.values[index], block.hashes(index, self.seed, self._of_neurons)
             positions = torch.from_numpy(place.positions).to(device)
@@ -53,20 +53,30 @@ class RowCandidates:
             positions += block.first + index * n_ctx
             if len(row):
                 self._add_top(row, positions, top[:, 0, index])
-                self._add_hashed(~h.amax(0)[:, None], self.random, random[:, :, index])
-                if sieve.share < FEW:
-                    quantile[:, :, index] = sieve.keys(row, h, positions)
-                else:
-                    least = least_in_bins(h, order_keys(row, h), self._edges, self.span.n_bins)
-                    self._add_hashed(least, self.quantile, quantile[:, :, index])
+                random[:, :, index] = self._hashed(~h.amax(0)[:, None], self.random, everyone)
+                quantile[:, :, index], unsure = sieve.keys(row, h, positions)
+                if len(unsure):
+                    quantile[unsure, :, index] = self._hashed(self._least(row, h, unsure), self.quantile, unsure)
         starts = torch.from_numpy(np.stack([place.starts for place in places])).to(device)
-        windows = block.by_neuron.unfold(2, self.span.width, 1)  # (rows, neurons, starts, width)
+        windows = block.values.unfold(1, self.span.width, 1)  # (rows, starts, neurons, width)
 
         def excerpts(neurons: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-            return windows[rows, neurons, starts[rows, positions - block.first - rows * n_ctx]]
+            return windows[rows, starts[rows, positions - block.first - rows * n_ctx], neurons]
 
         for reservoir, keys in zip(self.reservoirs().values(), (top, random, quantile), strict=True):
             reservoir.offer(keys, excerpts)
+
+    def _least(self, row: Tensor, h: Tensor, neurons: Tensor) -> Tensor:
+        """The smallest hash (m, bins) in each quantile bin of some neurons (m,), LARGEST where there is no token."""
+        import torch
+
+        edges = self._edges
+        if len(neurons) < row.shape[1]:
+            row, h, edges = row[:, neurons], h[:, neurons], edges[:, neurons]
+        size = tile_length(len(neurons)) if row.device.type == "cpu" else len(row)
+        tiles = zip(row.split(size), h.split(size), strict=True)
+        least = [least_in_bins(hs, order_keys(values, hs), edges, self.span.n_bins) for values, hs in tiles]
+        return torch.stack(least).amin(0)
 
     def _add_top(self, row: Tensor, positions: Tensor, keys: Tensor) -> None:
         """Key of the row's highest activation, the first among equals."""
@@ -82,11 +92,18 @@ class RowCandidates:
         first = (row[tokens, neurons] == highest[neurons]).int().argmax(0)
         keys[neurons] = (priority[neurons].long() << POSITION_BITS) | positions[piece * PIECE + first]
 
-    def _add_hashed(self, priority: Tensor, reservoir: Reservoir, keys: Tensor) -> None:
-        """Keys of priorities (neurons, bins) that are hashes; the random excerpts' are inverted, so that theirs are the largest
-        hashes where the bins have the smallest, and the two samples do not coincide."""
-        neurons, bins = (priority <= reservoir.worst_priority()).nonzero(as_tuple=True)
-        chosen = priority[neurons, bins]
+    def _hashed(self, priority: Tensor, reservoir: Reservoir, neurons: Tensor) -> Tensor:
+        """Keys (m, bins) of priorities (m, bins) of some neurons (m,), NONE for those without a chance.
+
+        Priorities are hashes; the random excerpts' are inverted, so that theirs are the largest hashes where the bins have the
+        smallest, and the two samples do not coincide.
+        """
+        import torch
+
+        keys = torch.full(priority.shape, NONE, device=priority.device)
+        hopeful, bins = (priority <= reservoir.worst_priority()[neurons]).nonzero(as_tuple=True)
+        chosen = priority[hopeful, bins]
         hashes = ~chosen if reservoir is self.random else chosen
-        positions = positions_of(hashes, self._of_neurons[neurons], self.seed)
-        keys[neurons, bins] = ((chosen.long() << POSITION_BITS) | positions).masked_fill(chosen == LARGEST, NONE)
+        positions = positions_of(hashes, self._of_neurons[neurons[hopeful]], self.seed)
+        keys[hopeful, bins] = ((chosen.long() << POSITION_BITS) | positions).masked_fill(chosen == LARGEST, NONE)
+        return keys
