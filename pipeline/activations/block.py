@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import priorities, tile_length, token_hashes
+from pipeline.activations.priority import priorities, token_hashes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,16 +52,6 @@ class Block:
     @cached_property
     def _hashed(self) -> dict[int, Tensor]:
         return {}
-
-    @cached_property
-    def by_neuron(self) -> Tensor:
-        """(rows, neurons, n_ctx): a neuron's neighbouring tokens lie together, so that excerpts are copied whole."""
-        n_rows, n_ctx, n_neurons = self.values.shape
-        turned = self.values.new_empty((n_rows, n_neurons, n_ctx))
-        size = tile_length(n_neurons) if self.values.device.type == "cpu" else n_ctx
-        for first in range(0, n_ctx, size):
-            turned[:, :, first : first + size] = self.values[:, first : first + size].transpose(1, 2)
-        return turned
 
     def flat_by_neuron(self, margin: int) -> Tensor:
         """(neurons, margin + tokens + margin): all rows as one text, with `margin` tokens of the neighbours or zeros."""

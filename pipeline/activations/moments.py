@@ -61,7 +61,7 @@ def of_values(values: Tensor) -> Moments:
 
     n, n_neurons = values.shape
     middle = values.mean(0)
-    size = tile_length(n_neurons) if values.device.type == "cpu" else n
+    size = tile_length(values)
     buffers = values.new_empty((3, size, n_neurons))
     of_tiles = []
     for tile in values.split(size):

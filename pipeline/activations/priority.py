@@ -35,7 +35,7 @@ def name_hashes(seed: int, what: str, n: int) -> np.ndarray:
 
 def priorities(of_tokens: Tensor, of_neurons: Tensor) -> Tensor:
     """Priorities (tokens, neurons) int32 from the hashes of tokens and neurons."""
-    if of_neurons.device.type == "cpu":
+    if on_cpu(of_neurons):
         return _priorities_in_cache(of_tokens.numpy(), of_neurons.numpy())
     h = of_tokens[:, None] ^ of_neurons[None, :]
     h ^= (h >> 16).bitwise_and_(0xFFFF)  # torch shifts keep the sign: the mask makes them logical
@@ -50,7 +50,7 @@ def _priorities_in_cache(of_tokens: np.ndarray, of_neurons: np.ndarray) -> Tenso
     import torch
 
     h = np.empty((len(of_tokens), len(of_neurons)), np.uint32)
-    size = tile_length(len(of_neurons))
+    size = max(1, TILE // len(of_neurons))
     shifted = np.empty((size, len(of_neurons)), np.uint32)
     tokens, neurons = of_tokens.view(np.uint32)[:, None], of_neurons.view(np.uint32)[None, :]
     for first in range(0, len(h), size):
@@ -62,9 +62,14 @@ def _priorities_in_cache(of_tokens: np.ndarray, of_neurons: np.ndarray) -> Tenso
     return torch.from_numpy(h.view(np.int32))
 
 
-def tile_length(n_neurons: int) -> int:
-    """Tokens whose numbers fit into a core's cache several times over."""
-    return max(1, TILE // n_neurons)
+def on_cpu(tensor: Tensor) -> bool:
+    """Is work to be done in pieces that a core's cache holds, and by numpy where that is faster."""
+    return tensor.device.type == "cpu"
+
+
+def tile_length(values: Tensor) -> int:
+    """Tokens of `values` (tokens, neurons) that are worked on at a time: on a GPU all."""
+    return max(1, TILE // values.shape[1]) if on_cpu(values) else len(values)
 
 
 def positions_of(priority: Tensor, of_neurons: Tensor, seed: int) -> Tensor:

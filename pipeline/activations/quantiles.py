@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import LARGEST, SMALLEST
+from pipeline.activations.priority import LARGEST, SMALLEST, on_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
     """Histogram (neurons, levels) int64 of values (tokens, neurons)."""
     import torch
 
-    if values.device.type != "cpu":
+    if not on_cpu(values):
         return _level_counts(values, signed)
     n_tokens, n_neurons = values.shape
     counts = torch.zeros((n_neurons, n_levels(signed)), dtype=torch.int64)

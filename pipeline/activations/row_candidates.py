@@ -73,8 +73,7 @@ class RowCandidates:
         edges = self._edges
         if len(neurons) < row.shape[1]:
             row, h, edges = row[:, neurons], h[:, neurons], edges[:, neurons]
-        size = tile_length(len(neurons)) if row.device.type == "cpu" else len(row)
-        tiles = zip(row.split(size), h.split(size), strict=True)
+        tiles = zip(row.split(tile_length(row)), h.split(tile_length(row)), strict=True)
         least = [least_in_bins(hs, order_keys(values, hs), edges, self.span.n_bins) for values, hs in tiles]
         return torch.stack(least).amin(0)
 

@@ -1,4 +1,4 @@
-"""Which tokens of a row may have the smallest hash of their quantile bin, and one that a reservoir takes: told by two comparisons.
+"""Which tokens of a row may have the smallest hash of their quantile bin, and enter a reservoir: told by two comparisons.
 
 A low bin has many tokens, so that only those with a very small hash come into question; a high bin has few, so that it costs
 little to look at all of them. Each neuron's bins are parted where the fewest tokens pass. The order of activations is then worked
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import LARGEST, SMALLEST, tile_length
+from pipeline.activations.priority import LARGEST, SMALLEST, on_cpu, tile_length
 from pipeline.activations.quantiles import ZERO_KEYS, key_values, order_keys
 from pipeline.activations.reservoir import NONE, POSITION_BITS
 
@@ -24,7 +24,6 @@ FEW = 0.12  # share of a neuron's tokens below which working out the order of th
 
 
 class Sieve:
-
     def __init__(self, worst: Tensor, edges: Tensor, shares: tuple[float, ...], n_ctx: int) -> None:
         """`worst` (neurons, bins): larger hashes have no chance in a bin; `edges` (bins - 1, neurons): order keys where the bins
         above the first begin, with `shares` of the tokens below them; `n_ctx` tokens are in a row."""
@@ -71,10 +70,10 @@ class Sieve:
         """Indices (m,) of those let through, counted token by token. On a CPU by numpy, several times faster at it than torch."""
         import torch
 
-        if values.device.type != "cpu":
+        if not on_cpu(values):
             return ((h <= self.highest_hash) | (values >= self.lowest_value)).flatten().nonzero()[:, 0]
         n_tokens, n_neurons = values.shape
-        size = tile_length(n_neurons)
+        size = tile_length(values)
         low, high = np.empty((2, size, n_neurons), bool)
         found = []
         for first in range(0, n_tokens, size):
