@@ -199,7 +199,8 @@ def traffic(folder: Path, n_tokens: int) -> dict[str, float]:
             nonlocal moved
             out = func(*args, **(kwargs or {}))
             if not func.is_view:
-                tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+                read = (args[1:], out) if func is torch.ops.aten.index.Tensor else args  # of its source, what it gives
+                tensors = [t for t in tree_leaves((read, kwargs, out)) if isinstance(t, torch.Tensor)]
                 moved += sum(t.numel() * t.element_size() for t in tensors)
             return out
 
