@@ -6,7 +6,7 @@ A three-layer CRATE of the paper's width (d=128, context 1024, vocabulary 50,304
 with natural frequencies, cut into documents. Yardstick: `plain_activations.py`. Every side runs in a process of its own, in turn.
 
 - records_speed: the whole stage on Ray Data with as many workers as there are cores, start of the actors included, against the
-  yardstick with as many threads. records_size: bytes on disk.
+  yardstick with as many threads, which makes one layer and is counted for three. records_size: bytes on disk.
 - extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward
   pass (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
 - peak_memory: of one worker that then writes the records too, at ten times the tokens (quick: four times). The model has one
@@ -116,6 +116,7 @@ def short_tokens(n_tokens: int) -> int:
 
 
 def plain(folder: Path, n_tokens: int) -> dict[str, float]:
+    """The yardstick on the first layer, counted for all: every layer costs it a pass of its own, as many sorts and files."""
     import torch
     from plain_activations import make_records
 
@@ -128,10 +129,11 @@ def plain(folder: Path, n_tokens: int) -> dict[str, float]:
     model, split, strings = load_model(inputs["pretrain"]), TokenSplit(inputs["tokens"], "val"), token_strings()
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
-        make_records(model, split, n_tokens // N_CTX, short_tokens(n_tokens) // N_CTX, strings, Path(out))
+        make_records(model, split, range(1), n_tokens // N_CTX, short_tokens(n_tokens) // N_CTX, strings, Path(out))
         seconds = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(out).rglob("*.json"))
-    return {"seconds": seconds, "bytes": size, "peak_bytes": peak()}
+    n_layer = model.config.n_layer
+    return {"seconds": n_layer * seconds, "bytes": n_layer * size, "peak_bytes": peak()}
 
 
 def stage(folder: Path, n_tokens: int, workers: int = 0) -> dict[str, float]:

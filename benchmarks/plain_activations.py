@@ -19,8 +19,10 @@ OPENAI = (32, [0, 0.5, 0.9, 0.99, 0.999, 1])
 ANTHROPIC = (4, [i / 12 for i in range(12)])
 
 
-def make_records(model: Any, split: Any, n_rows: int, n_rows_short: int, strings: list[str], folder: Path) -> None:
-    for layer in range(model.config.n_layer):
+def make_records(
+    model: Any, split: Any, layers: range, n_rows: int, n_rows_short: int, strings: list[str], folder: Path
+) -> None:
+    for layer in layers:
         for rows, (half, edges), name in ((n_rows, OPENAI, "openai"), (n_rows_short, ANTHROPIC, "anthropic")):
             ids, activations = read_layer(model, split, layer, rows)
             (folder / name / str(layer)).mkdir(parents=True, exist_ok=True)
