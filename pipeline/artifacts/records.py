@@ -175,6 +175,13 @@ class Records:
         rows = self._excerpts.read_row_groups(groups)
         return _record(table.slice(index, 1).to_pylist()[0], rows.filter(pc.equal(rows["neuron"], index)))
 
+    def excerpts(self, layer: int | str) -> dict[int, pa.Table]:
+        """All excerpts of a layer, or of a site by name, by their width (EXCERPT_SCHEMA), sorted by neuron."""
+        site = self._site(layer)
+        widths = sorted({g.width for g in self._groups if g.site == site})
+        groups = {width: [g.index for g in self._groups if (g.site, g.width) == (site, width)] for width in widths}
+        return {width: self._excerpts.read_row_groups(indices) for width, indices in groups.items()}
+
     def iter_layer(self, layer: int | str) -> Iterator[NeuronRecord]:
         """The neurons of a layer in order, a few dozen in memory at a time."""
         site = self._site(layer)

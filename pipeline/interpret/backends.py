@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,12 @@ class Usage:
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    return Usage(
+        sum(u.tokens_in for u in usages), sum(u.tokens_out for u in usages), sum(u.seconds for u in usages)
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 A key is the sha256 of everything that decides the reply: model, revision, dtype, parameters and the prompt's bytes. Each step
 writes a file of its own, `<store>/judge/<fingerprint>.sqlite`, and reads those of all others: no two processes write to one file,
 on whatever file system. A reply is on disk before the next one is asked for. The same rows are the ledger.
+
+Beside the calls, `neurons` holds what they gave for a neuron as a whole (`whole.py`).
 """
 
 from __future__ import annotations
@@ -10,21 +12,29 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts.store import Store
 from pipeline.errors import ArtifactError
 from pipeline.interpret.backends import Usage
 
-SCHEMA = """CREATE TABLE IF NOT EXISTS calls (
-    key BLOB PRIMARY KEY, value BLOB NOT NULL, tokens_in INTEGER, tokens_out INTEGER, seconds REAL
-) WITHOUT ROWID"""
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS calls (
+        key BLOB PRIMARY KEY, value BLOB NOT NULL, tokens_in INTEGER, tokens_out INTEGER, seconds REAL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS neurons (
+        key BLOB PRIMARY KEY, value BLOB NOT NULL, tokens_in INTEGER, tokens_out INTEGER, seconds REAL, calls INTEGER
+    )""",
+)
 FOLDER = "judge"
 UPLOAD_EVERY_SECONDS = 60
 ASKED_TOGETHER = 500  # below sqlite's limit on parameters
 Row = tuple[bytes, Usage]  # the reply, and what it cost
+WholeRow = tuple[bytes, Usage, int]  # what so many calls gave and cost
 
 
 def key_of(*parts: str | bytes) -> bytes:
@@ -56,29 +66,39 @@ class JudgeCache:
         self.uploaded = time.monotonic()
         self.own = _opened(self.path, "rwc")
         others = [_opened(path, "ro") for path in sorted(folder.glob("*.sqlite")) if path.name != self.name]
-        self.others = [connection for connection in others if _has_calls(connection)]
+        self.others = [(connection, _tables(connection)) for connection in others]
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, Row]:
-        """The rows of those keys that are known."""
-        missing = list(dict.fromkeys(keys))
-        found: dict[bytes, Row] = {}
-        for connection in (self.own, *self.others):
-            for first in range(0, len(missing), ASKED_TOGETHER):
-                some = missing[first : first + ASKED_TOGETHER]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT key, value, tokens_in, tokens_out, seconds FROM calls WHERE key IN ({marks})"
-                found.update((key, (value, Usage(*cost))) for key, value, *cost in connection.execute(query, some))
-            missing = [key for key in missing if key not in found]
-            if not missing:
-                break
-        return found
+        """The calls of those keys that are known."""
+        return {key: (value, Usage(*cost)) for key, value, *cost in self._rows("calls", keys)}
 
     def keep(self, rows: Mapping[bytes, Row]) -> None:
-        """Write rows durably, all or none."""
-        values = [(key, value, u.tokens_in, u.tokens_out, u.seconds) for key, (value, u) in rows.items()]
-        self.own.execute("BEGIN")
-        self.own.executemany("INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?)", values)
-        self.own.execute("COMMIT")
+        """Write calls durably, all or none."""
+        self._write("calls", [(key, value, *astuple(usage)) for key, (value, usage) in rows.items()])
+
+    def find_whole(self, keys: Iterable[bytes]) -> dict[bytes, WholeRow]:
+        """The neurons of those keys that are known as a whole."""
+        return {key: (value, Usage(*cost), calls) for key, value, *cost, calls in self._rows("neurons", keys)}
+
+    def keep_whole(self, rows: Mapping[bytes, WholeRow]) -> None:
+        self._write("neurons", [(key, value, *astuple(usage), calls) for key, (value, usage, calls) in rows.items()])
+
+    def _rows(self, table: str, keys: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
+        missing = dict.fromkeys(keys)
+        for connection in (self.own, *(connection for connection, tables in self.others if table in tables)):
+            asked = list(missing)
+            for first in range(0, len(asked), ASKED_TOGETHER):
+                some = asked[first : first + ASKED_TOGETHER]
+                marks = ",".join("?" * len(some))
+                for row in connection.execute(f"SELECT * FROM {table} WHERE key IN ({marks})", some):
+                    del missing[row[0]]
+                    yield row
+
+    def _write(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            self.own.execute("BEGIN")
+            self.own.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
+            self.own.execute("COMMIT")
 
     def upload(self, at_once: bool = False) -> None:
         """Copy this step's calls to the object storage, where the store is one, every now and then."""
@@ -92,7 +112,7 @@ class JudgeCache:
 
     def close(self) -> None:
         self.upload(at_once=True)
-        for connection in (self.own, *self.others):
+        for connection in (self.own, *(connection for connection, _ in self.others)):
             connection.close()
 
 
@@ -101,7 +121,8 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
     try:
         if mode == "rwc":
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(SCHEMA)
+            for statement in SCHEMA:
+                connection.execute(statement)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         fix = "Delete it and run again. The calls that only it remembered will be made again."
@@ -109,6 +130,6 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _has_calls(connection: sqlite3.Connection) -> bool:
-    """False for a file that another step has just begun."""
-    return bool(connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'calls'").fetchone()[0])
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    """Empty for a file that another step has just begun."""
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from pipeline.interpret import replies
+from pipeline.interpret import replies, whole
 from pipeline.interpret.backends import Explainer, Text
 from pipeline.interpret.budget import Account
-from pipeline.interpret.cache import JudgeCache, key_of
+from pipeline.interpret.cache import JudgeCache, Row, WholeRow, key_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import Message, PromptSet, ShownExcerpt
 from pipeline.interpret.scoring import Status, quantise
@@ -35,13 +37,29 @@ class Explanations:
         self.token_strings, self.most_tokens = token_strings, most_tokens
         self.raw = raw  # protocol `paper`: replies as they are
 
+    @cached_property
+    def _begun(self) -> Any:
+        return whole.begun("explain", self.explainer.identity, self.prompts, self.token_strings)
+
     def of(self, block: Block) -> list[Answer]:
         """One answer a neuron. A neuron that never fires is not asked about."""
         fires = (block.activations * block.mask).max((1, 2), initial=0) > 0
         rows = np.flatnonzero(fires).tolist()
         answers: list[Answer] = [(None, Status.SILENT)] * len(fires)
-        for row, answer in zip(rows, self._ask([self._prompt(block, row) for row in rows]), strict=True):
+        keys = whole.keys(self._begun, [""] * len(rows), rows, block.tokens, block.activations, block.mask)
+        known = self.cache.find_whole(keys)
+        for row, key in zip(rows, keys, strict=True):
+            if key in known:
+                reply, usage, calls = known[key]
+                self.account.count(usage, calls)
+                answers[row] = replies.explanation(reply.decode(), self.raw)
+        asked = [(row, key) for row, key in zip(rows, keys, strict=True) if key not in known]
+        kept: dict[bytes, WholeRow] = {}
+        for (row, key), (answer, call) in zip(asked, self._ask([self._prompt(block, row) for row, _ in asked]), strict=True):
             answers[row] = answer
+            if call:
+                kept[key] = (*call, 1)
+        self.cache.keep_whole(kept)
         return answers
 
     def _prompt(self, block: Block, row: int) -> Prompt:
@@ -55,15 +73,16 @@ class Explanations:
             ]
         )
 
-    def _ask(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def _ask(self, prompts: Sequence[Prompt]) -> list[tuple[Answer, Row | None]]:
+        """Answers, each with the call that is remembered of it."""
         keys = [key_of("explain", self.explainer.identity, *_flat(prompt)) for prompt in prompts]
         known = self.cache.find(keys)
-        answers: list[Answer] = [(None, Status.OVER_BUDGET)] * len(prompts)
+        answers: list[tuple[Answer, Row | None]] = [((None, Status.OVER_BUDGET), None)] * len(prompts)
         for index, key in enumerate(keys):
             if key in known:
                 value, usage = known[key]
                 self.account.count(usage)
-                answers[index] = replies.explanation(value.decode(), self.raw)
+                answers[index] = replies.explanation(value.decode(), self.raw), known[key]
         sent: list[tuple[int, float]] = []  # prompt, reserved price
 
         def to_send() -> Iterator[Prompt]:
@@ -81,10 +100,11 @@ class Explanations:
             answers[index] = self._answer(keys[index], reply)
         return answers
 
-    def _answer(self, key: bytes, reply: Text) -> Answer:
-        if reply.keep:
-            self.cache.keep({key: ((reply.text or "").encode("utf-8", "replace"), reply.usage)})
-        return replies.explanation(reply.text or "", self.raw)
+    def _answer(self, key: bytes, reply: Text) -> tuple[Answer, Row | None]:
+        call = ((reply.text or "").encode("utf-8", "replace"), reply.usage) if reply.keep else None
+        if call:
+            self.cache.keep({key: call})
+        return replies.explanation(reply.text or "", self.raw), call
 
 
 def _flat(prompt: Prompt) -> list[str]:

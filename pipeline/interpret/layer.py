@@ -130,8 +130,10 @@ def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Gene
     true = chosen.score.activations.reshape(flat)
 
     def correlation(predicted: np.ndarray, tried: np.ndarray) -> np.ndarray:
-        mask = scored & ~np.isnan(predicted)
-        return np.where(tried, scoring.correlations(true, np.nan_to_num(predicted), mask), np.nan)
+        mask = scored[tried] & ~np.isnan(predicted[tried])
+        result = np.full(len(tried), np.nan)
+        result[tried] = scoring.correlations(true[tried], np.nan_to_num(predicted[tried]), mask)
+        return result
 
     predicted = judged.predicted.reshape(flat)
     mask = scored & ~np.isnan(predicted)

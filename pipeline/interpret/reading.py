@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.artifacts.records import Records
 from pipeline.artifacts.store import Artifact
 from pipeline.interpret.excerpts import LayerExcerpts
-
-BINS, RANKS = 1 << 12, 1 << 20  # more than any neuron has
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,16 @@ def sampled_neurons(site: Site, count: int, seed: int) -> np.ndarray:
 
 def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExcerpts:
     """Arrays from rows of `excerpts.parquet` of one site and width: `neuron, kind, bin, rank, start, center, activations`."""
-    kinds = table["kind"].combine_chunks().dictionary_encode()
-    bins, ranks = table["bin"].to_numpy().astype(np.int64), table["rank"].to_numpy().astype(np.int64)
-    codes = (kinds.indices.to_numpy() * BINS + bins + 1) * RANKS + ranks
-    unique, columns = np.unique(codes, return_inverse=True)
-    column = {
-        (kinds.dictionary[code // RANKS // BINS].as_py(), code // RANKS % BINS - 1, code % RANKS): index
-        for index, code in enumerate(unique.tolist())
-    }
-    row_of = np.full(max(neurons.max(initial=0), table["neuron"].to_numpy().max(initial=0)) + 1, -1)
+    column, columns = _columns(table)
+    of_row = table["neuron"].to_numpy()
+    row_of = np.full(max(neurons.max(initial=0), of_row.max(initial=0)) + 1, -1)
     row_of[neurons] = np.arange(len(neurons))
-    rows = row_of[table["neuron"].to_numpy()]
+    rows = row_of[of_row]
+    taken = slice(None) if (rows >= 0).all() else rows >= 0
+    place = rows[taken], columns[taken]
 
-    values = table["activations"].combine_chunks()
-    lengths = np.diff(values.offsets.to_numpy()) if len(values) else np.empty(0, np.int64)
-    flat = values.flatten().to_numpy()
+    lengths, padded = _padded(table["activations"].combine_chunks(), width)
     shape = (len(neurons), len(column))
-    taken = rows >= 0
     result = LayerExcerpts(
         np.asarray(neurons),
         column,
@@ -59,14 +50,38 @@ def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExc
         np.zeros(shape, np.int64),
         np.zeros((*shape, width), np.float32),
     )
-    result.starts[rows[taken], columns[taken]] = table["start"].to_numpy()[taken]
-    result.lengths[rows[taken], columns[taken]] = lengths[taken]
-    result.centers[rows[taken], columns[taken]] = table["center"].to_numpy()[taken]
-    excerpt = np.repeat(np.arange(len(rows)), lengths)  # of every flat value
-    position = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept = taken[excerpt]
-    result.activations[rows[excerpt[kept]], columns[excerpt[kept]], position[kept]] = flat[kept]
+    result.starts[place] = table["start"].to_numpy()[taken]
+    result.lengths[place] = lengths[taken]
+    result.centers[place] = table["center"].to_numpy()[taken]
+    result.activations[place] = padded[taken]
     return result
+
+
+def _columns(table: pa.Table) -> tuple[dict[tuple[str, int, int], int], np.ndarray]:
+    """A number for each (kind, bin, rank) there is, and every row's."""
+    kinds = table["kind"].combine_chunks().dictionary_encode()
+    bins, ranks = table["bin"].to_numpy().astype(np.int64) + 1, table["rank"].to_numpy().astype(np.int64)
+    n_bins, n_ranks = bins.max(initial=0) + 1, ranks.max(initial=0) + 1
+    codes = (kinds.indices.to_numpy() * n_bins + bins) * n_ranks + ranks
+    there = np.flatnonzero(np.bincount(codes))
+    number = np.zeros(there.max(initial=0) + 1, np.int64)
+    number[there] = np.arange(len(there))
+    names = kinds.dictionary.to_pylist()
+    column = {
+        (names[code // n_ranks // n_bins], code // n_ranks % n_bins - 1, code % n_ranks): index
+        for index, code in enumerate(there.tolist())
+    }
+    return column, number[codes]
+
+
+def _padded(values: pa.ListArray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) lengths and (rows, width) values, zeros behind them."""
+    lengths, flat = np.diff(values.offsets.to_numpy()), values.flatten().to_numpy()
+    if len(flat) == len(lengths) * width:
+        return lengths, flat.reshape(-1, width)
+    padded = np.zeros((len(lengths), width), np.float32)
+    padded[np.arange(width) < lengths[:, None]] = flat
+    return lengths, padded
 
 
 def sites_of(records: Artifact) -> list[Site]:
@@ -80,10 +95,8 @@ def sites_of(records: Artifact) -> list[Site]:
 
 def read_excerpts(records: Artifact, site: Site, neurons: np.ndarray) -> dict[bool, LayerExcerpts]:
     """Excerpts of some neurons of a site: {True: the long ones, False: the short ones}."""
-    columns = ["neuron", "width", "kind", "bin", "rank", "start", "center", "activations"]
-    table = pq.read_table(records.file("excerpts.parquet"), columns=columns, filters=[("site", "==", site.name)])
-    widths = pc.unique(table["width"]).to_pylist()
+    tables = Records(records).excerpts(site.name)
     return {
-        width == max(widths): layer_excerpts(table.filter(pc.equal(table["width"], width)), neurons, width)
-        for width in sorted(widths, reverse=True)
+        width == max(tables): layer_excerpts(table, neurons, width)
+        for width, table in sorted(tables.items(), reverse=True)
     }

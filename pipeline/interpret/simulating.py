@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from pipeline.interpret.backends import Simulation, SimulationRequest, Simulator, Usage
+from pipeline.interpret import whole
+from pipeline.interpret.backends import Simulation, SimulationRequest, Simulator, Usage, total
 from pipeline.interpret.budget import Account
-from pipeline.interpret.cache import JudgeCache, hasher_of
+from pipeline.interpret.cache import JudgeCache, Row, WholeRow, hasher_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import CLOSING, PromptSet
 from pipeline.interpret.scoring import Status
@@ -38,24 +42,66 @@ class Simulations:
         token_strings: list[str],
     ) -> None:
         self.simulator, self.prompts, self.cache, self.account = simulator, prompts, cache, account
-        self._lines = [prompts.line(token).encode("utf-8", "surrogatepass") for token in token_strings]
-        self._head = hasher_of("simulate", simulator.identity, prompts.simulation_head())
-        self._head_bytes = len(prompts.simulation_head().encode())
+        self.token_strings = token_strings
+
+    @cached_property
+    def _begun(self) -> Any:
+        return whole.begun("simulate", self.simulator.identity, self.prompts, self.token_strings)
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return [self.prompts.line(token).encode("utf-8", "surrogatepass") for token in self.token_strings]
+
+    @cached_property
+    def _head(self) -> Any:
+        return hasher_of("simulate", self.simulator.identity, self.prompts.simulation_head())
+
+    @cached_property
+    def _head_bytes(self) -> int:
+        return len(self.prompts.simulation_head().encode())
 
     def of(self, block: Block, explanations: Mapping[int, str]) -> tuple[np.ndarray, dict[int, Status]]:
         """Predictions for the rows that have an explanation, NaN where the judge gave none, and why rows failed as a whole."""
-        tokens = _excerpts(block)
+        predicted = np.zeros(block.mask.shape, np.float32)
+        keys = whole.keys(self._begun, list(explanations.values()), list(explanations), block.tokens, block.mask)
+        known = self.cache.find_whole(keys)
+        new: dict[int, str] = {}
+        for (row, text), key in zip(explanations.items(), keys, strict=True):
+            if key in known:
+                value, usage, calls = known[key]
+                self.account.count(usage, calls)
+                predicted[row] = np.frombuffer(value, np.float32).reshape(predicted[row].shape)
+            else:
+                new[row] = text
+        if not new:
+            return predicted, {}
+        failed = self._by_call(block, new, predicted, dict(zip(explanations, keys, strict=True)))
+        return predicted, failed
+
+    def _by_call(
+        self, block: Block, explanations: Mapping[int, str], predicted: np.ndarray, whole_keys: Mapping[int, bytes]
+    ) -> dict[int, Status]:
+        """Fills in `predicted` for rows that are not remembered as a whole, and remembers those it can."""
+        tokens = _excerpts(block, explanations)
         wanted = {row: self._places(text, tokens[row]) for row, text in explanations.items()}
-        values = {key: value for key, (value, _) in self._known(wanted).items()}
+        calls = self._known(wanted)
         failed: dict[int, Status] = {}
         sent: list[_Asked] = []
         for number, reply in self.simulator.simulate(
-            self._requests(wanted, explanations, tokens, values, failed, sent)
+            self._requests(wanted, explanations, tokens, calls, failed, sent)
         ):
             asked = sent[number]
             self.account.settle(asked.price, reply.usage, len(asked.keys))
-            values |= self._take(reply, asked)
-        return _filled(block, wanted, values, failed), failed
+            calls |= self._take(reply, asked)
+        _fill(predicted, block, wanted, {key: value for key, (value, _) in calls.items()}, failed)
+        shared = Counter(key for places in wanted.values() for key in places)
+        kept: dict[bytes, WholeRow] = {}
+        for row, places in wanted.items():
+            if row not in failed and all(shared[key] == 1 for key in places):  # else its calls would count twice
+                costs = [calls[key][1] for key in places]
+                kept[whole_keys[row]] = predicted[row].tobytes(), total(costs), len(costs)
+        self.cache.keep_whole(kept)
+        return failed
 
     def _places(self, explanation: str, excerpts: list[list[int]]) -> dict[bytes, list[int]]:
         """Key of each different excerpt of a neuron -> where it stands in the block."""
@@ -79,12 +125,12 @@ class Simulations:
         return known
 
     def _requests(
-        self, wanted, explanations, tokens, values, failed, sent: list[_Asked]
+        self, wanted, explanations, tokens, calls, failed, sent: list[_Asked]
     ) -> Iterator[SimulationRequest]:
         """What is not known yet, as far as the budget goes."""
         together = self.simulator.excerpts_a_request
         for row, places in wanted.items():
-            missing = [(key, excerpts[0]) for key, excerpts in places.items() if key not in values]
+            missing = [(key, excerpts[0]) for key, excerpts in places.items() if key not in calls]
             for first in range(0, len(missing), together):
                 keys, excerpts = zip(*missing[first : first + together], strict=True)
                 request = SimulationRequest(explanations[row], [np.array(tokens[row][e]) for e in excerpts])
@@ -99,31 +145,34 @@ class Simulations:
         begun = self._head_bytes + len(self.prompts.simulation_opening(request.explanation).encode("utf-8", "replace"))
         return sum(begun + len(self._tail(tokens.tolist())) for tokens in request.excerpts)
 
-    def _take(self, reply: Simulation, asked: _Asked) -> dict[bytes, bytes]:
-        """Remember a reply; its predictions by key. The first excerpt of a request bears its cost in the ledger."""
+    def _take(self, reply: Simulation, asked: _Asked) -> dict[bytes, Row]:
+        """Remember a reply; its predictions and their cost by key. The first excerpt of a request bears its cost in the ledger."""
         if reply.predictions is None:
             values = dict.fromkeys(asked.keys, UNPARSED if reply.unparsed else REFUSED)
         else:
             pairs = zip(asked.keys, reply.predictions, strict=True)
             values = {key: np.asarray(prediction, np.float32).tobytes() for key, prediction in pairs}
         costs = [reply.usage] + [Usage()] * (len(values) - 1)
+        calls = {key: (value, cost) for (key, value), cost in zip(values.items(), costs, strict=True)}
         if reply.keep:
-            self.cache.keep({key: (value, cost) for (key, value), cost in zip(values.items(), costs, strict=True)})
-        return values
+            self.cache.keep(calls)
+        return calls
 
 
-def _excerpts(block: Block) -> list[list[list[int]]]:
-    """Token ids of every neuron's excerpts; an excerpt's tokens lie together, so it is cut by its first and its number."""
-    first, count = block.mask.argmax(2).tolist(), block.mask.sum(2).tolist()
-    return [
-        [ids[f : f + n] for ids, f, n in zip(of_row, first[row], count[row], strict=True)]
-        for row, of_row in enumerate(block.tokens.tolist())
-    ]
+def _excerpts(block: Block, rows: Iterable[int]) -> dict[int, list[list[int]]]:
+    """Token ids of neurons' excerpts; an excerpt's tokens lie together, so it is cut by its first and its number."""
+    first, count = block.mask.argmax(2), block.mask.sum(2)
+    return {
+        row: [
+            ids[f : f + n]
+            for ids, f, n in zip(block.tokens[row].tolist(), first[row].tolist(), count[row].tolist(), strict=True)
+        ]
+        for row in rows
+    }
 
 
-def _filled(block: Block, wanted, values: Mapping[bytes, bytes], failed: dict[int, Status]) -> np.ndarray:
+def _fill(predicted: np.ndarray, block: Block, wanted, values: Mapping[bytes, bytes], failed: dict[int, Status]) -> None:
     """Predictions in the shape of the block. An excerpt with too few of them makes its neuron unparsed."""
-    predicted = np.zeros(block.mask.shape, np.float32)
     first, count = block.mask.argmax(2), block.mask.sum(2)
     for row, places in wanted.items():
         for key, excerpts in places.items():
@@ -140,4 +189,3 @@ def _filled(block: Block, wanted, values: Mapping[bytes, bytes], failed: dict[in
                     break
                 begin = first[row, excerpt]
                 predicted[row, excerpt, begin : begin + n] = prediction
-    return predicted
