@@ -21,9 +21,7 @@ class Usage:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    return Usage(
-        sum(u.tokens_in for u in usages), sum(u.tokens_out for u in usages), sum(u.seconds for u in usages)
-    )
+    return Usage(sum(u.tokens_in for u in usages), sum(u.tokens_out for u in usages), sum(u.seconds for u in usages))
 
 
 @dataclass(frozen=True)

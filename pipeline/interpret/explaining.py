@@ -55,7 +55,9 @@ class Explanations:
                 answers[row] = replies.explanation(reply.decode(), self.raw)
         asked = [(row, key) for row, key in zip(rows, keys, strict=True) if key not in known]
         kept: dict[bytes, WholeRow] = {}
-        for (row, key), (answer, call) in zip(asked, self._ask([self._prompt(block, row) for row, _ in asked]), strict=True):
+        for (row, key), (answer, call) in zip(
+            asked, self._ask([self._prompt(block, row) for row, _ in asked]), strict=True
+        ):
             answers[row] = answer
             if call:
                 kept[key] = (*call, 1)

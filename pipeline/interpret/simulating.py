@@ -87,9 +87,7 @@ class Simulations:
         calls = self._known(wanted)
         failed: dict[int, Status] = {}
         sent: list[_Asked] = []
-        for number, reply in self.simulator.simulate(
-            self._requests(wanted, explanations, tokens, calls, failed, sent)
-        ):
+        for number, reply in self.simulator.simulate(self._requests(wanted, explanations, tokens, calls, failed, sent)):
             asked = sent[number]
             self.account.settle(asked.price, reply.usage, len(asked.keys))
             calls |= self._take(reply, asked)
@@ -124,9 +122,7 @@ class Simulations:
             self.account.count(usage)
         return known
 
-    def _requests(
-        self, wanted, explanations, tokens, calls, failed, sent: list[_Asked]
-    ) -> Iterator[SimulationRequest]:
+    def _requests(self, wanted, explanations, tokens, calls, failed, sent: list[_Asked]) -> Iterator[SimulationRequest]:
         """What is not known yet, as far as the budget goes."""
         together = self.simulator.excerpts_a_request
         for row, places in wanted.items():
@@ -146,7 +142,7 @@ class Simulations:
         return sum(begun + len(self._tail(tokens.tolist())) for tokens in request.excerpts)
 
     def _take(self, reply: Simulation, asked: _Asked) -> dict[bytes, Row]:
-        """Remember a reply; its predictions and their cost by key. The first excerpt of a request bears its cost in the ledger."""
+        """Remember a reply; its predictions and cost by key. In the ledger the first excerpt of a request bears its cost."""
         if reply.predictions is None:
             values = dict.fromkeys(asked.keys, UNPARSED if reply.unparsed else REFUSED)
         else:
@@ -171,7 +167,9 @@ def _excerpts(block: Block, rows: Iterable[int]) -> dict[int, list[list[int]]]:
     }
 
 
-def _fill(predicted: np.ndarray, block: Block, wanted, values: Mapping[bytes, bytes], failed: dict[int, Status]) -> None:
+def _fill(
+    predicted: np.ndarray, block: Block, wanted, values: Mapping[bytes, bytes], failed: dict[int, Status]
+) -> None:
     """Predictions in the shape of the block. An excerpt with too few of them makes its neuron unparsed."""
     first, count = block.mask.argmax(2), block.mask.sum(2)
     for row, places in wanted.items():

@@ -14,13 +14,16 @@ import pytest
 from pipeline.artifacts.store import Store
 from pipeline.config import Config, InterpretConfig
 from pipeline.errors import ArtifactError
-from pipeline.interpret.backends import Text, Usage
+from pipeline.interpret import whole
+from pipeline.interpret.backends import Simulation, Text, Usage
 from pipeline.interpret.budget import Budget
 from pipeline.interpret.cache import JudgeCache, key_of
 from pipeline.interpret.estimate import judge_plan
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.explaining import Explanations
+from pipeline.interpret.prompts import own
 from pipeline.interpret.prompts.own import OwnPrompts
+from pipeline.interpret.simulating import Simulations
 
 USAGE = Usage(1000, 10, 0.5)
 
@@ -69,6 +72,78 @@ def test_calls_are_remembered_across_steps_and_told_apart_by_content(tmp_path, s
     different.tokens[2, 1, 3] += 1
     explanations(store, strings, changed, step="d").of(different)
     assert changed.asked == 1
+
+
+class Simulator:
+    """Predicts 0, 1, 2, ... for every excerpt but those of the explanation `fails`; remembers how often it was asked."""
+
+    model, metric_suffix, excerpts_a_request = "counted", "", 1
+
+    def __init__(self, identity="one", fails=None):
+        self.identity, self.fails, self.asked = identity, fails, 0
+
+    def most_tokens_out(self, request):
+        return 0
+
+    def simulate(self, requests):
+        for index, request in enumerate(requests):
+            self.asked += 1
+            predictions = [np.arange(len(tokens), dtype=float) for tokens in request.excerpts]
+            failed = request.explanation == self.fails
+            yield index, Simulation(None, keep=False) if failed else Simulation(predictions, USAGE)
+
+
+def simulations(store, strings, simulator, step="a"):
+    account = Budget(InterpretConfig()).account(False)
+    return Simulations(simulator, OwnPrompts(), JudgeCache(store, step), account, strings)
+
+
+def test_a_neuron_that_is_remembered_as_a_whole_needs_no_prompt(tmp_path, strings, monkeypatch):
+    store, texts = Store(tmp_path), {row: f"number {row}" for row in range(6)}
+    excerpts = block()
+    excerpts.mask[:, 0, 5:] = False
+    excerpts.tokens[1] = excerpts.tokens[2]
+    texts[2] = texts[1]  # two neurons with the same calls
+    first, asked = explanations(store, strings, Explainer()), simulations(store, strings, Simulator(fails="number 4"))
+    answers, (predicted, failed) = first.of(excerpts), asked.of(excerpts, texts)
+    assert failed == {4: "refused"} and predicted[0, 0].tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
+    looked_up, places = [], Simulations._places
+    monkeypatch.setattr(Explanations, "_prompt", lambda *_: pytest.fail("a prompt was built"))
+    monkeypatch.setattr(Simulations, "_places", lambda self, text, _: looked_up.append(text) or places(self, text, _))
+    again, more = explanations(store, strings, Explainer(), "b"), simulations(store, strings, Simulator(), "b")
+    assert again.of(excerpts) == answers and again.account.budget.summary() == first.account.budget.summary()
+    second, failed = more.of(excerpts, texts)
+    assert not failed and (second[[0, 1, 2, 3, 5]] == predicted[[0, 1, 2, 3, 5]]).all()
+    assert looked_up == ["number 1", "number 1", "number 4"], "calls of two neurons, which count once, and a failed one"
+    assert more.account.budget.calls == 2 * 5 and more.simulator.asked == 2
+
+
+def test_nothing_that_a_prompt_is_made_of_may_change(strings, monkeypatch):
+    excerpts, prompts = block(), OwnPrompts()
+
+    def key(kind="explain", identity="one", prompts=prompts, strings=strings, text="", token=0, fired=0.0, last=True):
+        tokens, activations, mask = (array.copy() for array in (excerpts.tokens, excerpts.activations, excerpts.mask))
+        tokens[0, 1, 7] += token
+        activations[0, 0, 0] += fired
+        mask[0, 1, 7] = last
+        return whole.keys(whole.begun(kind, identity, prompts, strings), [text], [0], tokens, activations, mask)[0]
+
+    changes = [{}, {"kind": "simulate"}, {"identity": "two"}, {"strings": [*strings[:-1], "x"]}, {"text": "boats"}]
+    changes += [{"token": 1}, {"last": False}, {"fired": 1e-4}, {"prompts": OwnPrompts("another set")}]
+    found = [key(**change) for change in changes]
+    for name in ("EXPLAIN", "SIMULATE"):  # as if the text were written anew
+        with monkeypatch.context() as patch:
+            patch.setattr(own, name, "Say it. ")
+            OwnPrompts.simulation_head.cache_clear()
+            found.append(key())
+        OwnPrompts.simulation_head.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(whole, "_sources", lambda: b"other sources")
+        found.append(key())
+    assert len(set(found)) == len(found) and key() == found[0]
+    wide, long = np.zeros((1, 2, 8), np.int64), np.zeros((1, 8, 2), np.int64)
+    begin = whole.begun("simulate", "one", prompts, strings)
+    assert whole.keys(begin, ["a"], [0], wide) != whole.keys(begin, ["a"], [0], long)
 
 
 @pytest.mark.parametrize("text, status", [("", "refused"), ("...", "unparsed"), ("<|im_start|>user", "unparsed")])

@@ -27,7 +27,7 @@ def url(smollm2):
     params.port = 0  # any that is free
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 2048, 1, 0, False
     params.verbosity = 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # more wait for one another busily
     server = xllamacpp.Server(params)
     yield f"{server.listening_address}/v1"
     del server
