@@ -8,8 +8,9 @@ import pytest
 from pipeline.artifacts.vocabulary import gpt2_encoding
 from pipeline.errors import ResourceError
 from pipeline.interpret.backends import SimulationRequest
-from pipeline.interpret.clients.local_simulator import LocalSimulatorSpec, _batches
+from pipeline.interpret.clients.local_simulator import ROW_TOKENS, LocalSimulatorSpec, _rows
 from pipeline.interpret.clients.plain_simulator import plain
+from pipeline.interpret.clients.prompt_tokens import Tail
 from pipeline.interpret.prompts.openai_original import OpenAIPrompts
 from pipeline.interpret.prompts.own import OwnPrompts
 
@@ -57,10 +58,12 @@ def test_the_explanation_matters(simulator):
     assert np.abs(first - second).max() > 1e-3
 
 
-def test_batches_hold_every_row_once():
-    lengths = sorted(np.random.default_rng(0).integers(3, 900, 200).tolist())
-    rows = [row for batch in _batches(lengths) for row in batch]
-    assert rows == list(range(200)) and list(_batches([5])) == [range(1)]
+def test_rows_hold_every_excerpt_once_in_order_and_no_more_than_fits():
+    lengths = [*np.random.default_rng(0).integers(3, 900, 200).tolist(), 2 * ROW_TOKENS, 5]
+    tails = [Tail([0] * n, np.arange(n // 5)) for n in lengths]
+    rows = list(_rows(tails))
+    assert [tail for row in rows for tail in row] == tails and not list(_rows([]))
+    assert all(len(row) == 1 or sum(len(t.ids) + len(t.asked) for t in row) <= ROW_TOKENS for row in rows)
 
 
 def test_real_model_equals_full_forward_passes(smollm2):

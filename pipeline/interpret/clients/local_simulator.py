@@ -1,9 +1,9 @@
 """The main simulator: a causal language model in torch that reads each excerpt once and computes no more than is asked.
 
 The plain way runs the whole prompt for each excerpt and takes the whole vocabulary's logits at each position. Here the examples'
-keys and values are computed once for all neurons, an explanation's once for all of its excerpts; excerpts of like length run
-together; and only hidden states at asked places meet only the numbers' rows of the head. Where "10" is written "1" "0", a branch
-token "1" beside each asked place, seen by nothing else, says how likely a "0" follows.
+keys and values are computed once for all neurons, an explanation's once for all of its excerpts; excerpts run together, none
+padded, and not beyond the last asked place; and only hidden states at asked places meet only the numbers' rows of the head. Where
+"10" is written "1" "0", a branch token "1" beside each asked place, seen by nothing else, says how likely a "0" follows.
 
 `plain_simulator.py` is the oracle. A short excerpt is held against it when a model is loaded, so that one whose head or attention
 is not what is assumed here is refused.
@@ -24,11 +24,11 @@ from pipeline.errors import ResourceError
 from pipeline.interpret import expected
 from pipeline.interpret.backends import Simulation, SimulationRequest, Usage
 from pipeline.interpret.clients.local_model import LocalModel
+from pipeline.interpret.clients.packed import Piece, packed
 from pipeline.interpret.clients.prompt_tokens import PromptTokens, Tail
 from pipeline.interpret.prompts.prompt_set import PromptSet
 
-BATCH_TOKENS = 8192  # of tails, a forward pass
-BUCKET = 16  # lengths are padded to a multiple of it
+ROW_TOKENS = 2048  # of tails, a forward pass
 CHECK_HEAD_TOKENS = 32
 CHECK_TOLERANCE = 0.2  # in 0..10, wide enough for 16-bit rounding
 
@@ -92,15 +92,12 @@ class LocalSimulator:
         import torch
 
         started = time.perf_counter()
-        tails = [self.tokens.tail(tokens) for tokens in request.excerpts]
-        order = sorted(range(len(tails)), key=lambda index: len(tails[index].ids))
-        predictions: list[np.ndarray] = [np.empty(0)] * len(tails)
+        tails = [_asked_of(self.tokens.tail(tokens)) for tokens in request.excerpts]
+        predictions: list[np.ndarray] = []
         with torch.inference_mode():
             prefix = self._prefix(self.tokens.opening(request.explanation))
-            for batch in _batches([len(tails[index].ids) for index in order]):
-                rows = [order[place] for place in batch]
-                for row, values in zip(rows, self._expected(prefix, [tails[row] for row in rows]), strict=True):
-                    predictions[row] = values
+            for row in _rows(tails):
+                predictions += self._expected(prefix, row)
         tokens_in = sum(len(tail.ids) for tail in tails)
         return Simulation(predictions, Usage(tokens_in, 0, time.perf_counter() - started))
 
@@ -126,46 +123,44 @@ class LocalSimulator:
 
     def _expected(self, prefix: list[tuple[Any, Any]], tails: list[Tail]) -> list[np.ndarray]:
         """Expected activations of each tail's excerpt tokens."""
-        hidden, branches = self._hidden(prefix, tails)
-        return [self._read(tail, hidden[row], branches and branches[row]) for row, tail in enumerate(tails)]
-
-    def _hidden(self, prefix: list[tuple[Any, Any]], tails: list[Tail]) -> tuple[list[Any], list[Any] | None]:
-        """Hidden states (asked places, width) of each tail, and those after a branch token "1" where one is needed."""
-        import torch
         from transformers import DynamicCache
 
-        numbers = self.tokens.numbers
-        branched = numbers.ten is None and not self.spec.paper
+        ids, positions, pieces = self._row(tails)
         past = prefix[0][0].shape[2]
-        width = -(-max(len(tail.ids) for tail in tails) // BUCKET) * BUCKET
-        asked = max(len(tail.asked) for tail in tails) if branched else 0
-        ids = torch.zeros((len(tails), width + asked), dtype=torch.int64)
-        positions = torch.arange(width + asked).repeat(len(tails), 1)
-        seen = torch.zeros((len(tails), 1, width + asked, width + asked), dtype=torch.bool)
-        seen[:, :, :width, :width] = torch.ones((width, width), dtype=torch.bool).tril()
-        for row, tail in enumerate(tails):
-            ids[row, : len(tail.ids)] = torch.as_tensor(tail.ids)
-            if branched:
-                places = torch.as_tensor(tail.asked)
-                own = width + torch.arange(len(places))
-                ids[row, own] = numbers.digits[1]
-                positions[row, own] = places + 1
-                seen[row, 0, own, :width] = torch.arange(width) <= places[:, None]
-                seen[row, 0, own, own] = True
-        mask = torch.nn.functional.pad(seen, (past, 0), value=True).to(self.network.device)
-        additive = torch.zeros(mask.shape, dtype=self.network.dtype, device=mask.device)
-        additive.masked_fill_(~mask, torch.finfo(self.network.dtype).min)
-        cache = DynamicCache([(k.expand(len(tails), -1, -1, -1), v.expand(len(tails), -1, -1, -1)) for k, v in prefix])
-        states = self.network.base_model(
-            self._tensor(ids),
-            attention_mask=additive,
-            position_ids=self._tensor(positions + past),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        at = [states[row, self._tensor(np.maximum(tail.asked, 0))] for row, tail in enumerate(tails)]
-        after = [states[row, width : width + len(tail.asked)] for row, tail in enumerate(tails)]
-        return at, after if branched else None
+        with packed(self.network, past, pieces):
+            states = self.network.base_model(
+                self._tensor(ids[None]),
+                position_ids=self._tensor(positions[None] + past),
+                past_key_values=DynamicCache(prefix),
+                use_cache=True,
+            ).last_hidden_state[0]
+        found = []
+        for piece, tail in zip(pieces, tails, strict=True):
+            states_of_piece = states[piece.first : piece.first + len(piece.seen)]
+            at = states_of_piece[self._tensor(np.maximum(tail.asked, 0))]
+            found.append(self._read(tail, at, states_of_piece[len(tail.ids) :]))
+        return found
+
+    def _row(self, tails: list[Tail]) -> tuple[np.ndarray, np.ndarray, list[Piece]]:
+        """Token ids and positions of all tails one after the other, each with its branch tokens behind it."""
+        import torch
+
+        ids, positions, pieces, first = [], [], [], 0
+        for tail in tails:
+            length = len(tail.ids)
+            branches = tail.asked if self._branched else tail.asked[:0]
+            ids += [tail.ids, np.full(len(branches), self.tokens.numbers.digits[1])]
+            positions += [np.arange(length), branches + 1]
+            seen = torch.eye(length + len(branches), dtype=torch.bool)
+            seen[:length] = seen[:length].fill_(True).tril()
+            seen[length:, :length] = torch.arange(length) <= torch.as_tensor(branches)[:, None]
+            pieces.append(Piece(first, seen.to(self.network.device)))
+            first += len(seen)
+        return np.concatenate(ids).astype(np.int64), np.concatenate(positions), pieces
+
+    @property
+    def _branched(self) -> bool:
+        return self.tokens.numbers.ten is None and not self.spec.paper
 
     def _read(self, tail: Tail, hidden: Any, branch: Any) -> np.ndarray:
         numbers = self.tokens.numbers
@@ -198,10 +193,21 @@ class LocalSimulator:
         return np.array([expected.number_of(text) for text in texts])
 
 
-def _batches(lengths: list[int]) -> Iterator[range]:
-    """Ranges over ascending lengths whose padded tokens stay within BATCH_TOKENS."""
-    first = 0
-    for last in range(1, len(lengths) + 1):
-        if last == len(lengths) or (last + 1 - first) * (lengths[last] + BUCKET) * 5 // 4 > BATCH_TOKENS:
-            yield range(first, last)
-            first = last
+def _asked_of(tail: Tail) -> Tail:
+    """Without what follows the last asked place: no prediction depends on it."""
+    return Tail(tail.ids[: max(1, int(tail.asked.max(initial=0)) + 1)], tail.asked)
+
+
+def _rows(tails: list[Tail]) -> Iterator[list[Tail]]:
+    """Tails in their order, as many as fit into a row."""
+    row: list[Tail] = []
+    room = ROW_TOKENS
+    for tail in tails:
+        needed = len(tail.ids) + len(tail.asked)
+        if row and needed > room:
+            yield row
+            row, room = [], ROW_TOKENS
+        row.append(tail)
+        room -= needed
+    if row:
+        yield row
