@@ -250,7 +250,7 @@ class RuntimeConfig(Section):
     max_preemptions: Count = 100  # restarts of a trainer because its node was taken away
     collective_timeout_seconds: Positive = 1800  # a worker that waits so long for the others names them and fails
     judge_url: str = ""  # OpenAI-compatible endpoint (https://host/v1); its key: CRATE_JUDGE_API_KEY or a secret file
-    judge_simulator_url: str = ""  # of the simulator, where another server has it; empty: judge_url
+    judge_simulator_url: str = ""  # the simulator's, where that is elsewhere; its key: CRATE_SIMULATOR_API_KEY
     judge_concurrency: Positive = 16  # calls under way at once, a model
     judge_timeout_seconds: float = Field(120.0, gt=0)  # for one reply
     judge_workers: Count = 0  # local judges of a model; 0: as many as workers_per_cell

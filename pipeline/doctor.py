@@ -35,7 +35,7 @@ def examine(store: Path) -> int:
     facts.append(
         (
             "judge key",
-            "set" if runtime.judge_api_key() else f"not set ({runtime.JUDGE_KEY}); the offline judge needs none",
+            "set" if runtime.api_key() else f"not set ({runtime.JUDGE_KEY}); the offline judge needs none",
             True,
         )
     )

@@ -24,14 +24,15 @@ from pipeline.config import RuntimeConfig
 from pipeline.errors import ResourceError
 
 JUDGE_KEY = "CRATE_JUDGE_API_KEY"
+SIMULATOR_KEY = "CRATE_SIMULATOR_API_KEY"  # of runtime.judge_simulator_url, where that is another server
 BUSY_CLUSTER_SECONDS = 60
 
 
-def judge_api_key() -> str | None:
-    """The judge's key from the environment, or from the file that CRATE_JUDGE_API_KEY_FILE names (a mounted secret)."""
-    if key := os.environ.get(JUDGE_KEY):
+def api_key(name: str = JUDGE_KEY) -> str | None:
+    """A judge's key from the environment, or from the file that the variable `<name>_FILE` names (a mounted secret)."""
+    if key := os.environ.get(name):
         return key
-    path = os.environ.get(f"{JUDGE_KEY}_FILE")
+    path = os.environ.get(f"{name}_FILE")
     return Path(path).read_text("utf-8").strip() if path else None
 
 

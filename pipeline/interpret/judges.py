@@ -83,7 +83,7 @@ def make_judge(
         from pipeline.interpret.clients.http_explainer import HttpExplainer
 
         answers = (config.temperature, config.max_explanation_tokens, seed)
-        server = _server(runtime, runtime.judge_url)
+        server = judge_server(runtime)
         explainer = HttpExplainer(server, config.explainer_model, config.explainer_revision, *answers)
     simulator = simulator or _http_simulator(config, runtime, prompts, token_strings)
     raw = config.protocol == "paper"
@@ -102,7 +102,7 @@ def _http_simulator(
     from pipeline.interpret.clients.http_simulator import HttpSimulator
     from pipeline.interpret.clients.number_simulator import NumberSimulator
 
-    server = _server(runtime, runtime.judge_simulator_url or runtime.judge_url)
+    server = simulator_server(runtime)
     same = config.explainer == "http" and not runtime.judge_simulator_url
     name = config.simulator_model or (config.explainer_model if same else "")
     revision = config.simulator_revision or (config.explainer_revision if same else "")
@@ -111,12 +111,29 @@ def _http_simulator(
     return HttpSimulator(server, name, revision, prompts, config.protocol == "paper", token_strings)
 
 
-def _server(runtime: RuntimeConfig, url: str) -> Server:
+def judge_server(runtime: RuntimeConfig) -> Server:
+    from pipeline.runtime import api_key
+
+    return _server(runtime, runtime.judge_url, api_key())
+
+
+def simulator_server(runtime: RuntimeConfig) -> Server:
+    """Of its own, or the judge's. It is told the judge's key only where it is at the same origin."""
+    from pipeline.interpret.clients.http import origin
+    from pipeline.runtime import SIMULATOR_KEY, api_key
+
+    if not runtime.judge_simulator_url:
+        return judge_server(runtime)
+    same = origin(runtime.judge_simulator_url) == origin(runtime.judge_url)
+    key = api_key(SIMULATOR_KEY) or (api_key() if same else None)
+    return _server(runtime, runtime.judge_simulator_url, key)
+
+
+def _server(runtime: RuntimeConfig, url: str, key: str | None) -> Server:
     from pipeline.interpret.clients.http import Server, ServerSpec
-    from pipeline.runtime import judge_api_key
 
     if not url:
         raise ConfigError(
             "a judge behind HTTP needs its address", fix="Set runtime.judge_url to an OpenAI-compatible endpoint's /v1."
         )
-    return Server(ServerSpec(url, runtime.judge_concurrency, runtime.judge_timeout_seconds), judge_api_key())
+    return Server(ServerSpec(url, runtime.judge_concurrency, runtime.judge_timeout_seconds), key)

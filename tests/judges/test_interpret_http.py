@@ -7,10 +7,12 @@ import time
 import pytest
 from misbehaving_server import Judge, Other, chat
 
+from pipeline.config import RuntimeConfig
 from pipeline.errors import ClientError, ConfigError
 from pipeline.interpret.clients import http
-from pipeline.interpret.clients.http import PromptRefused, Server, ServerSpec
+from pipeline.interpret.clients.http import PromptRefused, Server, ServerSpec, origin
 from pipeline.interpret.clients.http_explainer import HttpExplainer
+from pipeline.interpret.judges import judge_server, simulator_server
 from pipeline.interpret.prompts.prompt_set import Message
 
 KEY = "sk-do-not-tell-anybody-3141592653"
@@ -167,6 +169,38 @@ def test_wrong_addresses(url):
     with pytest.raises(ConfigError) as error:
         Server(ServerSpec(url, 1, 1.0), None)
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize("own_key", ["", "sk-of-the-simulator"])
+def test_the_key_goes_to_the_judge_s_own_address_only(monkeypatch, tmp_path, own_key):
+    monkeypatch.setenv("CRATE_JUDGE_API_KEY", KEY)
+    if own_key:
+        (tmp_path / "key").write_text(own_key + "\n")
+        monkeypatch.setenv("CRATE_SIMULATOR_API_KEY_FILE", str(tmp_path / "key"))
+
+    def told(runtime):
+        judge_server(runtime).model()
+        simulator_server(runtime).model()
+        keys = [[headers.get("Authorization") for _, _, headers in judge.calls] for judge in (first, second)]
+        first.calls.clear()
+        second.calls.clear()
+        return keys
+
+    def answer(path, body):
+        return {"data": [{"id": "judge"}]}
+
+    judges, simulators = f"Bearer {KEY}", f"Bearer {own_key}" if own_key else None
+    with Judge(answer) as first, Judge(answer) as second:
+        other_path = first.url.removesuffix("/v1") + "/simulator/v1"
+        assert told(RuntimeConfig(judge_url=first.url)) == [[judges, judges], []]
+        both = RuntimeConfig(judge_url=first.url, judge_simulator_url=other_path)
+        assert told(both) == [[judges, simulators or judges], []]
+        apart = RuntimeConfig(judge_url=first.url, judge_simulator_url=second.url)
+        assert told(apart) == [[judges], [simulators]]
+        simulator_server(RuntimeConfig(judge_simulator_url=second.url)).model()  # another explains
+        assert [headers.get("Authorization") for _, _, headers in second.calls] == [simulators]
+    assert origin("https://a/v1") == origin("https://a:443/") != origin("http://a/v1")
+    assert origin("https://a/v1") != origin("https://a.b/v1") and origin("") is None
 
 
 def test_nobody_there():

@@ -106,7 +106,8 @@ class Server:
             raise PromptRefused(what)
         raise ClientError(
             f"the judge at {self.spec.url} refuses: {what}",
-            fix="Check runtime.judge_url, the model's name and what it takes, and the key in CRATE_JUDGE_API_KEY.",
+            fix="Check the address, the model's name and what it takes, and the key in CRATE_JUDGE_API_KEY, or in "
+            "CRATE_SIMULATOR_API_KEY for a simulator at another address.",
             status=response.status_code,
         )
 
@@ -152,6 +153,16 @@ def _retry_after(response: httpx2.Response) -> float:
     """What the server asks for; 0 where it says nothing or gives a date."""
     asked = response.headers.get("retry-after", "")
     return min(LONGEST_PAUSE_SECONDS, float(asked)) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def origin(url: str) -> tuple[str, str, int | None] | None:
+    """What a key belongs to: scheme, host and port. None for what is no address."""
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
+        return None
+    port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme)
+    return (parsed.scheme, parsed.host, port) if parsed.host else None
 
 
 def _checked_url(url: str) -> str:
