@@ -16,7 +16,7 @@ from tests.judges.misbehaving_server import Judge, Other, chat
 
 KEY = "sk-do-not-tell-anybody-2718281828"
 FEW = ("interpret.neurons_per_layer=2", "interpret.metrics=[random_only]", "interpret.control_neurons=1")
-ONE_CELL = "grid={model.architecture: [crate], model.n_layer: [1]}"
+ONE_CELL = "grid={model.architecture: [gpt2], model.n_layer: [1]}"  # its neurons fire, untrained as they are
 
 
 def options(*settings: str) -> list[str]:
@@ -25,7 +25,7 @@ def options(*settings: str) -> list[str]:
 
 def judged(config: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary and the neurons of a run's judged cell."""
-    folder = config.parent / "store" / "runs" / run / "crate-1l" / "interpret"
+    folder = config.parent / "store" / "runs" / run / "gpt2-1l" / "interpret"
     summary = json.loads((folder / "manifest.json").read_text("utf-8"))["summary"]
     return summary, pq.read_table(folder / "neurons.parquet").to_pylist()
 
@@ -39,7 +39,7 @@ def test_one_setting_switches_to_a_real_judge(swept: Path) -> None:
     chosen = options("interpret.explainer=transformers", "name=really-judged", ONE_CELL, *FEW)
     statuses = planned(swept, *chosen)
     made = {step for step, status in statuses.items() if status == "make"}
-    assert made == {"crate-1l/interpret", "crate-1l/steer", "report"}
+    assert made == {"gpt2-1l/interpret", "gpt2-1l/steer"}
     result = sweep(swept, *chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     summary, neurons = judged(swept, "really-judged")
