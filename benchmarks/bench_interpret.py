@@ -9,7 +9,10 @@ as the stage runs it. Both protocols, each side in a process of its own, in turn
 excerpts each round, of each length its share. Equal values: with `paper` on all excerpts that the yardstick took, with
 `corrected` on short ones against the yardstick that spends the pass a token.
 
-From the cache: all metrics of a layer with a language model for a judge, every call of which is on disk.
+The target is for `corrected`, the default; `paper` is measured once.
+
+From the cache: all metrics of a layer with a language model for a judge, every call of which is on disk. In the clock: opening
+the cache, reading the records, choosing excerpts, looking up, scoring, nulls and intervals; not starting Python.
 """
 
 from __future__ import annotations
@@ -107,14 +110,20 @@ SIDES = {"plain": plain_side, "ours": our_side, "equality": equality_side}
 def simulating(verdicts: Verdicts, rounds: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for protocol in PROTOCOLS:
-        runs = [{side: one_side(side, protocol, part) for side in ("plain", "ours")} for part in range(rounds)]
+        runs = [
+            {side: one_side(side, protocol, part) for side in ("plain", "ours")}
+            for part in range(rounds if protocol == "corrected" else 1)
+        ]
         values = [{side: run[side].pop("values") for side in run} for run in runs]
         if protocol == "paper":
             difference = max(largest_difference(pair["ours"], pair["plain"]) for pair in values)
         else:
             difference = one_side("equality", protocol, 0)["difference"]
         ratio = median(run["ours"]["excerpts_per_second"] / run["plain"]["excerpts_per_second"] for run in runs)
-        verdicts.at_least(f"simulated_excerpts_{protocol}", ratio, "x", 5)
+        if protocol == "corrected":
+            verdicts.at_least("simulated_excerpts_corrected", ratio, "x", 5)
+        else:
+            verdicts.measured(f"simulated_excerpts_{protocol}", ratio, "x")
         verdicts.at_most(f"largest_difference_{protocol}", difference, "of 0..10", TOLERANCE)
         figures[protocol] = {"runs": runs}
     return figures
@@ -168,7 +177,7 @@ def main() -> int:
     figures: dict[str, Any] = {"from_the_cache": from_the_cache(verdicts, n_neurons, 3)}
     if why := missing():
         for protocol in PROTOCOLS:
-            verdicts.not_run(f"simulated_excerpts_{protocol}", "x", ">= 5", why)
+            verdicts.not_run(f"simulated_excerpts_{protocol}", "x", ">= 5" if protocol == "corrected" else "", why)
             verdicts.not_run(f"largest_difference_{protocol}", "of 0..10", f"<= {TOLERANCE:g}", why)
     else:
         figures |= simulating(verdicts, rounds)
