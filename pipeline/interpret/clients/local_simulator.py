@@ -145,7 +145,10 @@ class LocalSimulator:
         """Token ids and positions of all tails one after the other, each with its branch tokens behind it."""
         import torch
 
-        ids, positions, pieces, first = [], [], [], 0
+        ids: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        pieces: list[Piece] = []
+        first = 0
         for tail in tails:
             length = len(tail.ids)
             branches = tail.asked if self._branched else tail.asked[:0]
