@@ -12,7 +12,7 @@ is not what is assumed here is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -145,7 +145,7 @@ class LocalSimulator:
         """Token ids and positions of all tails one after the other, each with its branch tokens behind it."""
         import torch
 
-        ids: list[np.ndarray] = []
+        ids: list[Sequence[int] | np.ndarray] = []
         positions: list[np.ndarray] = []
         pieces: list[Piece] = []
         first = 0
