@@ -37,7 +37,7 @@ mlflow: setup
 	$(BIN)/python -m mlflow server --backend-store-uri sqlite:///store/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 bench: .venv/judges
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+	@status=0; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || status=1; done; exit $$status
 
 format: setup
 	$(BIN)/python -m ruff format .

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pipeline.artifacts.order import count_windows
@@ -80,9 +81,13 @@ class TokenSplit:
 
     def rows(self, starts: Any, length: int) -> NDArray[np.int64]:
         """Ids (B, length) from the positions `starts` (B,), as a new int64 array. Raises ValueError outside."""
-        positions = np.asarray(starts, np.int64).tolist()
+        positions = np.asarray(starts, np.int64)
+        lowest, highest = (int(positions.min()), int(positions.max())) if len(positions) else (0, 0)
+        index = bisect_right(self._starts, lowest) - 1
+        if index >= 0 and highest + length <= self._starts[index] + len(self._chunks[index]):  # all in one chunk
+            return sliding_window_view(self._chunks[index], length)[positions - self._starts[index]].astype(np.int64)
         out = np.empty((len(positions), length), np.uint16)
-        for row, start in enumerate(positions):
+        for row, start in enumerate(positions.tolist()):
             out[row] = self.read(start, length)
         return out.astype(np.int64)  # one conversion of all rows is faster than one a row
 
