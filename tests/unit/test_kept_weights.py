@@ -93,7 +93,8 @@ def test_a_cell_s_samples_are_of_them(world: World, longer: Artifact, capsys: py
     said = []
     for place, (pretrain, step) in enumerate(readings(world, longer)):
         evaluate = {"stage": "evaluate", "fingerprint": "0" * 32, "settings": {"checkpoint_step": step}}
-        steps = {"cell/pretrain": {"stage": "pretrain", "fingerprint": pretrain.fingerprint}, "cell/evaluate": evaluate}
+        trained = {"stage": "pretrain", "fingerprint": pretrain.fingerprint, "settings": {}}
+        steps = {"cell/pretrain": trained, "cell/evaluate": evaluate}
         world.store.write_note(f"run{place}", "plan.json", json.dumps({"steps": steps}).encode())
         assert main(["sample", "--run", f"run{place}", "--store", str(world.store.root), "--tokens", "3"]) == 0
         said.append(capsys.readouterr().out)
