@@ -30,7 +30,7 @@ def test_a_sweep_over_a_bucket_in_bad_weather(swept: Path, tmp_path: Path, monke
         monkeypatch.setenv("CRATE_CACHE", str(tmp_path / "one machine"))
         result = sweep(config, *options)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert weather.n_failed > 5
+        assert weather.n_failed > 10
         far = made(Store.open(PLACE, tmp_path / "reader"))
         assert len(far) == 11 and far.items() <= made(folder).items()  # tokens, and five steps of two models
 
