@@ -4,10 +4,12 @@ import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crate_model.checkpoint import load_checkpoint, save_checkpoint
 from crate_model.config import ModelConfig
@@ -34,6 +36,23 @@ def test_the_tied_head_is_stored_once(model: LanguageModel, tmp_path: Path) -> N
     assert values == sum(parameter.numel() for parameter in model.parameters())
     assert [name for name in names if "tokens" in name] == ["model.embed.tokens.weight"]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "crate_lm"
+
+
+def test_loading_draws_no_initial_values(model: LanguageModel, tmp_path: Path) -> None:
+    """They would be overwritten; and to draw them without memory torch imports its compiler, for seconds."""
+    save_checkpoint(model, tmp_path)
+    called: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        load_checkpoint(tmp_path)
+        assert called and not [name for name in called if "normal" in name or "uniform" in name]
+        LanguageModel(CRATE)
+    assert [name for name in called if "normal" in name] and [name for name in called if "uniform" in name]
 
 
 def test_what_is_no_checkpoint_is_refused_in_words(model: LanguageModel, tmp_path: Path) -> None:
