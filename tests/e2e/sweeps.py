@@ -37,8 +37,8 @@ def tiny_config(corpus: Path, store: Path, **changes: object) -> dict:
         "model": {"d_model": 32, "n_head": 2, "n_ctx": 64},
         "tokens": {"source": "jsonl", "train": [str(corpus)], "val_fraction": 0.2},
         "pretrain": {
-            "total_tokens": 12_800,
-            "batch_tokens": 256,
+            "total_tokens": 6_400,
+            "batch_tokens": 128,
             "learning_rate": 3e-3,
             "min_learning_rate": 3e-4,
             "warmup_steps": 5,

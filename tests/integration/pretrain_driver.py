@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+STEPS = 150
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
@@ -17,7 +18,7 @@ def train_one(root: str, name: str, **runtime: Any) -> Path:
 
     from pipeline.artifacts.store import Store
 
-    job = make_job(Path(root), Store(Path(root) / "store").get("tokens", "7" * 32), name, total_tokens=300 * 256)
+    job = make_job(Path(root), Store(Path(root) / "store").get("tokens", "7" * 32), name, total_tokens=STEPS * 256)
     job = with_runtime(job, optimizer="torch_fused", checkpoint_every_steps=5, **runtime)
 
     def task() -> Any:

@@ -111,7 +111,7 @@ def assert_equal(ours: Artifact, theirs: Artifact) -> None:
     assert ours.summary == theirs.summary
 
 
-def test_torchrun_on_two_workers_is_terminated_and_goes_on(tmp_path: Path, uninterrupted: Artifact) -> None:
+def test_torchrun_on_two_workers_is_terminated_and_one_goes_on(tmp_path: Path, uninterrupted: Artifact) -> None:
     """`torchrun -m pipeline.pretrain`: the artifact is the one worker's but for rounding, of the very same windows."""
     make_tokens(Store(tmp_path / "store"))
     write_config(tmp_path)
@@ -119,9 +119,9 @@ def test_torchrun_on_two_workers_is_terminated_and_goes_on(tmp_path: Path, unint
     wait_for_step(tmp_path, 5, first)
     first.send_signal(signal.SIGTERM)
     told = first.communicate(timeout=240)[0]
-    assert first.returncode != 0 and 5 <= saved_steps(tmp_path) < STEPS, told
-    output = end(start(tmp_path, workers=2))
-    assert output.count("val loss") == 1  # one of the two speaks
+    assert first.returncode != 0 and 5 <= saved_steps(tmp_path) < STEPS
+    assert told.count("stopped as asked") == 1  # one of the two speaks
+    end(start(tmp_path))
     ours, theirs = trained(tmp_path), uninterrupted
     assert ours.fingerprint == theirs.fingerprint
     assert ours.summary["consumed"] == theirs.summary["consumed"]
