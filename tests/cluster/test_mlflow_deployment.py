@@ -36,12 +36,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     )
     replaced = {"--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={port}", "--workers=2": "--workers=1"}
     arguments = [replaced.get(argument, argument) for argument in container["args"]]
+    settings = (CLUSTER / "mlflow" / "settings.env").read_text().splitlines()
     environment = {
         **os.environ,
+        **dict(line.split("=", 1) for line in settings if line and not line.startswith("#")),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
-        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
     }
