@@ -113,7 +113,9 @@ def facts_text(facts: dict[str, object]) -> str:
 
 def progress_text(state: ProgressState) -> str:
     """`1.02M of 2M tokens  1.6k tokens/s  10 min left  loss 5.31`."""
+    facts = dict(state.facts)
+    rate = facts.pop(f"{state.unit}/s", state.rate)  # a step that measures its own rate tells the newest
     parts = [f"{amount(state.done)} of {amount(state.total)} {state.unit}"]
     if state.rate > 0:
-        parts += [f"{amount(state.rate)} {state.unit}/s", f"{duration(state.seconds_left)} left"]
-    return "  ".join([*parts, facts_text(state.facts)]).rstrip()
+        parts += [f"{amount(rate)} {state.unit}/s", f"{duration(state.seconds_left)} left"]
+    return "  ".join([*parts, facts_text(facts)]).rstrip()

@@ -46,6 +46,12 @@ def test_the_rate_leaves_out_what_an_earlier_attempt_did() -> None:
     assert progress_text(state) == "60 of 100 tokens  2 tokens/s  20 s left"
 
 
+def test_a_rate_that_the_step_measures_itself_is_the_one_that_is_told() -> None:
+    facts = {"loss": 5.25, "tokens/s": 1850}
+    state = ProgressState("s", 60, 100, "tokens", started=10, done_at_start=40, updated=20, facts=facts)
+    assert progress_text(state) == "60 of 100 tokens  1.85k tokens/s  20 s left  loss 5.25"
+
+
 def test_numbers_as_people_say_them() -> None:
     assert [amount(x) for x in (0, 950, 12_300, 4.56e6, 157.29e9)] == ["0", "950", "12.3k", "4.56M", "157B"]
     assert [duration(x) for x in (None, 5, 65, 3700, 200_000)] == ["?", "5 s", "1 min 05 s", "1 h 01 min", "2.3 d"]
