@@ -51,21 +51,23 @@ class Nodes:
     # ---- nodes ----------------------------------------------------------------------------------------------------
 
     def start_head(self) -> subprocess.Popen:
-        dashboard = (
-            "--include-dashboard=true",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.dashboard_port}",
-        )
+        dashboard = ("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}")
         port = self.gcs.rpartition(":")[2]
         return self._start("--head", "--num-cpus=0", *dashboard, f"--port={port}", f"--temp-dir={self.folder}")
 
     def add_worker(self) -> subprocess.Popen:
-        self.workers.append(self._start(f"--address={self.gcs}", "--num-cpus=1"))
-        return self.workers[-1]
+        """A node that is up. Where others keep the cores busy `ray start` may lose patience: then it is asked again."""
+        for _ in range(3):
+            before, worker = self.n_up(), self._start(f"--address={self.gcs}", "--num-cpus=1")
+            self.workers.append(worker)
+            wait_until(lambda: self.n_up() > before or worker.poll() is not None)  # noqa: B023
+            if worker.poll() is None:
+                return worker
+            self.workers.remove(worker)
+        raise AssertionError((self.folder / "nodes.log").read_text()[-3000:])
 
-    def wait_for_nodes(self, number: int) -> None:
-        log = self.folder / "nodes.log"
-        wait_until(lambda: log.read_text().count("Ray runtime started") == number)
+    def n_up(self) -> int:
+        return (self.folder / "nodes.log").read_text().count("Ray runtime started")
 
     def _start(self, *arguments: str) -> subprocess.Popen:
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
@@ -116,10 +118,9 @@ def running_nodes(n_workers: int) -> Iterator[Nodes]:
     nodes = Nodes(folder, secrets.token_hex(32))
     head = nodes.start_head()
     try:
-        nodes.wait_for_nodes(1)
-        for number in range(n_workers):  # one after the other: together they take longer to start than Ray waits
+        wait_until(lambda: nodes.n_up() == 1)
+        for _ in range(n_workers):  # one after the other: together they take longer to start than Ray waits
             nodes.add_worker()
-            nodes.wait_for_nodes(2 + number)
         wait_until(lambda: nodes.ask()[0] == 200)
         yield nodes
     finally:

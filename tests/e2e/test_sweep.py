@@ -117,7 +117,7 @@ def test_a_failed_cell_fails_its_own_descendants_and_the_rest_is_reported(swept:
     result = sweep(swept, *(argument for change in changes for argument in ("--set", change)))
     assert result.returncode == 10, result.stdout + result.stderr
     assert "failed gpt2-1l" in result.stdout
-    assert "pretrain failed" in result.stdout
+    assert "pretrain failed" in result.stdout and "diverged at step" in result.stdout + result.stderr
     run = swept.parent / "store" / "runs" / "broken"
     cells = [run / f"crate-1l-checkpoint_step{step}" for step in ("4", "last")]
     assert len({(cell / "pretrain").resolve() for cell in cells}) == 1
