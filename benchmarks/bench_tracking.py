@@ -151,7 +151,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.serve:
         serve()
-    turns, n_steps = (2, 20) if options.quick else (7, 60)
+    turns, n_steps = (2, 20) if options.quick else (4, 40)
     verdicts = Verdicts("tracking", "mlflow", "torch")
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
     try:

@@ -107,6 +107,7 @@ class Engine:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=self.base, config=settings)
         self.model: LanguageModel = self._engine.module
+        self._buffers: dict[str, Tensors] = {}  # of `full_state`
         self._refuse: Callable[[float], bool] | None = None
         self._norm: float = float("nan")
         self.refused = False
@@ -198,14 +199,24 @@ class Engine:
     # ---- whole state ----------------------------------------------------------------------------------------------
 
     def full_state(self) -> dict[str, Tensors]:
-        """Master weights and both moments, full, float32, on the CPU, by the parameters' names; empty but on rank 0."""
-        parts: dict[str, Tensors] = {part: {} for part in PARTS}
+        """Master weights and both moments, full, float32, on the CPU, by the parameters' names; empty but on rank 0.
+
+        The next call overwrites them: memory that is new each time would cost more than the copying.
+        """
         for name, parameter in self.model.named_parameters():
             for part in PARTS:
                 tensor = self._full(parameter, part)
                 if self.rank == 0:
-                    parts[part][name] = tensor.detach().to("cpu", torch.float32, copy=True).reshape(self.shapes[name])
-        return parts if self.rank == 0 else {}
+                    self._buffer(part, name).copy_(tensor.detach().reshape(self.shapes[name]), non_blocking=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return {part: dict(tensors) for part, tensors in self._buffers.items()}
+
+    def _buffer(self, part: str, name: str) -> torch.Tensor:
+        of_part = self._buffers.setdefault(part, {})
+        if name not in of_part:
+            of_part[name] = torch.empty(self.shapes[name], pin_memory=self.device.type == "cuda")
+        return of_part[name]
 
     def _full(self, parameter: torch.nn.Parameter, part: str) -> torch.Tensor:
         if self.stage == 0:

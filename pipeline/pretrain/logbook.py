@@ -19,7 +19,7 @@ from pipeline.pretrain.engine import Engine
 from pipeline.pretrain.job import TOLD, TrainingJob
 from pipeline.pretrain.loop import Run, Stopped
 from pipeline.pretrain.meter import Meter
-from pipeline.pretrain.resume import BackgroundWriter, Snapshot
+from pipeline.pretrain.resume import BackgroundWriter, Snapshot, Tensors
 from pipeline.pretrain.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -145,9 +145,14 @@ class Logbook:
                 values[f"coding_rate/layer_{layer.layer}"] = layer.coding_rate
         return values
 
+    def full_state(self) -> dict[str, Tensors]:
+        """The engine's, in the same memory as the one before: that one has to be written first."""
+        self.writer.wait()
+        return self.engine.full_state()
+
     def save(self, run: Run) -> None:
         """Take a snapshot and write it in the background."""
-        tensors = self.engine.full_state()
+        tensors = self.full_state()
         if not self.writes:
             return
         counters = replace(
@@ -169,7 +174,7 @@ class Logbook:
 
     def _keep(self, step: int) -> None:
         """Keep this step's weights for good, for studies of how neurons come about."""
-        weights = self.engine.full_state().get("weights")
+        weights = self.full_state().get("weights")
         if weights:
             folder = self.job.kept_folder / str(step)
             write_model(folder, self.job.settings.model, weights)

@@ -144,7 +144,7 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
         closing.callback(logbook.close)
         logbook.start(run)
         train(engine, batches, settings.pretrain, run, logbook)
-        weights = engine.full_state().get("weights")
+        weights = logbook.full_state().get("weights")
         return _export(job, run, weights, optimizer.name) if weights else {}
 
 
