@@ -51,7 +51,11 @@ class Nodes:
     # ---- nodes ----------------------------------------------------------------------------------------------------
 
     def start_head(self) -> subprocess.Popen:
-        dashboard = ("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}")
+        dashboard = (
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+        )
         port = self.gcs.rpartition(":")[2]
         return self._start("--head", "--num-cpus=0", *dashboard, f"--port={port}", f"--temp-dir={self.folder}")
 
