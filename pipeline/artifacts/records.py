@@ -10,7 +10,8 @@ split of the token store (`start`) instead of holding text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,6 +182,22 @@ class Records:
         widths = sorted({g.width for g in self._groups if g.site == site})
         groups = {width: [g.index for g in self._groups if (g.site, g.width) == (site, width)] for width in widths}
         return {width: self._excerpts.read_row_groups(indices) for width, indices in groups.items()}
+
+    def longest(self) -> int:
+        """Tokens of the longest excerpts."""
+        return max(group.width for group in self._groups)
+
+    def excerpt_rows(self, site: str, width: int, columns: list[str], neurons: Iterable[int] | None = None) -> pa.Table:
+        """Some columns of a site's excerpts of one width, sorted by neuron. Of `neurons`, where they are given, and of others
+        that happen to lie beside them."""
+        places = None if neurons is None else sorted(neurons)
+        groups = [
+            g.index
+            for g in self._groups
+            if (g.site, g.width) == (site, width)
+            and (places is None or bisect(places, g.last) > bisect(places, g.first - 1))
+        ]
+        return self._excerpts.read_row_groups(groups, columns=columns)
 
     def iter_layer(self, layer: int | str) -> Iterator[NeuronRecord]:
         """The neurons of a layer in order, a few dozen in memory at a time."""

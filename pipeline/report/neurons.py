@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.records import EXCERPTS, NEURONS, Records
+from pipeline.artifacts.records import NEURONS, Records
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
@@ -51,6 +51,10 @@ class Units:
     records: Artifact
     scores: Artifact | None
     split: TokenSplit
+
+    @cached_property
+    def _records(self) -> Records:
+        return Records(self.records)
 
     @cached_property
     def _statistics(self) -> pa.Table:
@@ -97,8 +101,7 @@ class Units:
     def top_tokens(self, site: str, n_neurons: int) -> np.ndarray:
         """The first different tokens at which each neuron fired most, (neurons, TOP_TOKENS), -1 where there are fewer."""
         columns = ["neuron", "kind", "rank", "start", "center"]
-        wanted = [("site", "==", site), ("width", "==", self.width), ("kind", "==", "top"), ("rank", "<", 8)]
-        table = pq.read_table(self.records.file(EXCERPTS), columns=columns, filters=wanted)
+        table = top_of(self._records.excerpt_rows(site, self._records.longest(), columns), 8)
         neuron, rank = table["neuron"].to_numpy(), table["rank"].to_numpy().astype(np.int64)
         tokens = self.val_ids[table["start"].to_numpy() + table["center"].to_numpy()].astype(np.int64)
         order = np.lexsort((rank, tokens, neuron))
@@ -111,12 +114,6 @@ class Units:
         within = place < TOP_TOKENS
         found[neuron[kept][within], place[within]] = tokens[kept][within]
         return found
-
-    @cached_property
-    def width(self) -> int:
-        """Tokens of the longer excerpts."""
-        table = pq.read_table(self.records.file(EXCERPTS), columns=["width"])
-        return int(pc.max(table["width"]).as_py())
 
     @cached_property
     def val_ids(self) -> np.ndarray:
@@ -148,17 +145,12 @@ class Units:
         nothing = {"score": np.full(n_neurons, np.nan), "explanation": np.full(n_neurons, None, object)}
         scores = next(iter(self.site_scores(site).values()), nothing)
         chosen = self.chosen(site, n_neurons, count, scores["score"])
-        columns = ["neuron", "rank", "start", "center", "activations"]
-        wanted = [
-            ("site", "==", site),
-            ("width", "==", self.width),
-            ("kind", "==", "top"),
-            ("rank", "<", n_excerpts),
-            ("neuron", "in", [neuron for neuron, _ in chosen]),
-        ]
-        table = pq.read_table(self.records.file(EXCERPTS), columns=columns, filters=wanted)
+        neurons = [neuron for neuron, _ in chosen]
+        columns = ["neuron", "kind", "rank", "start", "center", "activations"]
+        table = top_of(self._records.excerpt_rows(site, self._records.longest(), columns, neurons), n_excerpts)
+        table = table.filter(pc.is_in(table["neuron"], pa.array(neurons, pa.int32())))
         rows = sorted(table.to_pylist(), key=lambda row: (row["neuron"], row["rank"]))
-        statistics = Records(self.records).statistics(site).take([neuron for neuron, _ in chosen]).to_pylist()
+        statistics = self._records.statistics(site).take(neurons).to_pylist()
         return [
             Shown(
                 neuron,
@@ -182,6 +174,11 @@ class Units:
             }
             for row in rows
         ]
+
+
+def top_of(excerpts: pa.Table, count: int) -> pa.Table:
+    """The first `count` top excerpts of every neuron."""
+    return excerpts.filter(pc.and_(pc.equal(excerpts["kind"], "top"), pc.less(excerpts["rank"], count)))
 
 
 def all_units(study: Study) -> Iterator[Units]:
