@@ -22,7 +22,7 @@ import psutil
 from tests.e2e.sweeps import ROOT, environment, interpreter, ray_command
 from tests.ports import free_port
 
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 480
 
 
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:

@@ -75,7 +75,7 @@ def command(config: Path, *arguments: str) -> list[str]:
     return [sys.executable, "pipeline/sweep.py", "--config", str(config), *arguments]
 
 
-def sweep(config: Path, *arguments: str, timeout_seconds: float = 560) -> subprocess.CompletedProcess[str]:
+def sweep(config: Path, *arguments: str, timeout_seconds: float = 1200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(config, *arguments),
         cwd=ROOT,

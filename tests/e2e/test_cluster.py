@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.artifacts.store import Store
 from pipeline.progress import read_progress
 from tests.corpus import write_corpus
@@ -26,6 +28,7 @@ def trained(store: Path) -> tuple[float, float]:
     return min(state.done for state in states), min(state.done_at_start for state in states)
 
 
+@pytest.mark.timeout(1800)  # other tests run beside it
 def test_a_job_is_stopped_goes_on_and_outlives_a_node_that_dies_and_one_that_is_taken_away(tmp_path: Path) -> None:
     store = tmp_path / "store"
     changes = {"pretrain__total_tokens": 25_600, "pretrain__eval_every_steps": 100, "runtime__parallel_cells": 2}
