@@ -21,6 +21,7 @@ import psutil
 
 from tests.e2e.sweeps import ROOT, environment, interpreter, ray_command
 from tests.ports import free_port
+from tests.processes import named_below
 
 PATIENCE_SECONDS = 480
 
@@ -136,7 +137,4 @@ def running_nodes(n_workers: int) -> Iterator[Nodes]:
 
 
 def trainers(node: subprocess.Popen) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        below = psutil.Process(node.pid).children(recursive=True)
-        return [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
-    return []
+    return named_below("RayTrainWorker", node.pid)

@@ -19,6 +19,7 @@ from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ArtifactError
+from tests.processes import named_below
 from tests.unit import activation_cases as cases
 
 FILES = ("neurons.parquet", "excerpts.parquet")
@@ -44,7 +45,7 @@ def many_shards(monkeypatch):
 
 def readers() -> list[psutil.Process]:
     """The actors that read shards, among this process's own descendants."""
-    return [p for p in psutil.Process().children(recursive=True) if "ShardReader" in " ".join(p.cmdline())]
+    return named_below("ShardReader")
 
 
 def test_two_actors_make_the_same_bytes_as_the_core(world, ray_cluster):

@@ -21,6 +21,7 @@ from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.store import Store
 from pipeline.errors import StageError
 from pipeline.pretrain import resume
+from tests.processes import named_below
 
 HERE = Path(__file__).parent
 
@@ -84,8 +85,7 @@ def test_of_two_workers_one_is_killed_and_the_bits_are_two_ranks_own(
 
     def kill_a_trainer() -> None:
         wait_for_step(root, "pair", random.randint(5, 40))
-        processes = psutil.Process().children(recursive=True)
-        victim = random.choice([p for p in processes if "RayTrainWorker" in " ".join(p.cmdline())])
+        victim = random.choice(named_below("RayTrainWorker"))
         killed.append(victim.pid)
         victim.kill()
 

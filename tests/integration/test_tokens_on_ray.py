@@ -18,6 +18,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import STOP_NOTE
 from pipeline.tokens import stage
+from tests.processes import named_below
 from tests.tokens_lab import contents, context, jsonl, make, record, write_lines
 
 FILES = 6
@@ -84,8 +85,7 @@ def kill_when(condition, victims) -> threading.Thread:
 
 def busy_workers() -> list[psutil.Process]:
     """Workers of this process's own cluster that are making a shard."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if process.cmdline()[:1] and "_make" in process.cmdline()[0]]
+    return named_below("_make")
 
 
 def test_ray_makes_what_the_plain_loop_makes(ray_cluster, config, expected, tmp_path, monkeypatch):
