@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.report import figures_edits, figures_layers, figures_loss, figures_scores
+from pipeline.report import (
+    figures_coverage,
+    figures_curves,
+    figures_edits,
+    figures_layer_scores,
+    figures_layers,
+    figures_loss,
+    figures_scores,
+)
 from pipeline.report.study import Study
 from pipeline.report.style import Figure
 from pipeline.report.tables import Tables
@@ -15,14 +23,14 @@ def all_figures(study: Study, tables: Tables) -> list[Figure]:
     found = [
         figures_loss.scaling(study),
         figures_loss.published_ladder(study),
-        figures_loss.loss_curves(study, whole.get("curves", [])),
+        figures_curves.loss_curves(study, whole.get("curves", [])),
         *figures_loss.ablations(study),
         figures_loss.domains(study, whole.get("domains", [])),
         figures_scores.means_by_depth(study, means),
-        *figures_scores.layer_panels(study, scores),
+        *figures_layer_scores.layer_panels(study, scores),
         figures_scores.against_loss(study, tables.get("model_scores", [])),
         figures_scores.against_tokens(study, tables.get("model_scores", [])),
-        figures_scores.coverage(study, tables.get("layer_scores", [])),
+        figures_coverage.coverage(study, tables.get("layer_scores", [])),
         figures_layers.sparsity(study, whole.get("layer_statistics", [])),
         figures_layers.coding_rate(study, whole.get("layer_diagnostics", [])),
         figures_edits.steering_effects(study, whole.get("steering_effects", [])),

@@ -1,4 +1,4 @@
-"""Figures of interpretability: scores by layer, by depth, against loss and training, and how many neurons they speak of."""
+"""Figures of interpretability: mean scores by depth, against loss and training."""
 
 from __future__ import annotations
 
@@ -6,173 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report import published
-from pipeline.report.figures_loss import hollow
-from pipeline.report.looks import (
-    colour,
-    dashes,
-    label_point,
-    link_to,
-    log_axis,
-    marker,
-)
+from pipeline.report.looks import colour, dashes, hollow, label_point, link_to, log_axis, marker
 from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
-from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
+from pipeline.report.text import METRICS, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONGEST_BESIDE, LONGEST_NAME = 16, 44  # characters of a cell's name: beside one of three panels, and of one alone
-BARS_UP_TO = 3  # layers: shallower models are drawn as bars, as the paper does
-OUTCOMES = {
-    "n_scored": ("scored", "accent"),
-    "n_silent": ("silent", "rule"),
-    "n_constant_prediction": ("constant prediction", "crate-soft"),
-    "n_unparsed": ("unparsed", "gpt2-soft"),
-    "n_refused": ("refused", "lost"),
-    "n_over_budget": ("over budget", "muted"),
-}
 Rows = Sequence[dict[str, Any]]
-Shifts = dict[tuple[str, bool], float]  # (architecture, neurons rather than features) -> from the layer's tick
 
 
 def metrics_of(rows: Rows) -> list[str]:
     return [metric for metric in METRICS if any(row["metric"] == metric for row in rows)]
 
 
-def layer_panels(study: Study, rows: Rows) -> list[Figure]:
-    """One figure a metric: a panel a depth, scores by layer, error bars a tenth of the neurons' standard deviation."""
-    rows = over_seeds(study, rows)
-    return [
-        _layer_panels(study, [row for row in rows if row["metric"] == metric], metric) for metric in metrics_of(rows)
-    ]
-
-
-def _layer_panels(study: Study, rows: Rows, metric: str) -> Figure:
-    depths = sorted({study.by_name[row["cell"]].model.n_layer for row in rows}, reverse=True)
-    deep, shallow = [d for d in depths if d > BARS_UP_TO], [d for d in reversed(depths) if d <= BARS_UP_TO]
-
-    def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(depths), 3, 2.6, sharey=True)
-        for axes, depth in zip(panels, deep + shallow, strict=True):
-            own = [row for row in rows if study.by_name[row["cell"]].model.n_layer == depth]
-            shifts = (_bars if depth in shallow else _lines)(canvas, axes, study, own)
-            _published_layers(canvas, axes, metric, depth, shifts)
-            axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
-            axes.set_title(f"{depth} layer{'s' if depth > 1 else ''}")
-            axes.set_xticks(range(depth), [str(layer) for layer in range(depth)])
-            axes.set_xlim(-0.6, depth - 0.4)
-            axes.grid(axis="x", visible=False)
-            axes.set_xlabel("layer")
-        panels[0].set_ylabel("score times 100")
-        canvas.key(drawing, panels)
-        return drawing
-
-    said = "; ".join(
-        f"{row['cell']} layer {row['layer']} {family_name(row['family'])} {points(row['mean'])}"
-        for row in rows
-        if row["mean"] is not None
-    )
-    return Figure(
-        f"layers_{metric}",
-        f"Scores by layer: {METRICS[metric]}",
-        f"Mean {METRIC_NOTES[metric]}, times 100. Error bars are a tenth of the neurons' standard deviation, as in the paper. "
-        f"Hollow marks: {published.LABEL}, with LLM judges.",
-        f"{METRICS[metric]} scores times 100 by layer: {said}.",
-        draw,
-    )
-
-
-def _series(study: Study, rows: Rows) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Rows by what is drawn as one line or bar: series of cells, and family."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["mean"] is not None:
-            found.setdefault((study.by_name[row["cell"]].score_series, row["family"]), []).append(row)
-    order = {cell.score_series: index for index, cell in enumerate(study.cells)}
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], order[item[0][0]])))
-
-
-def _label(series: str, family: str) -> str:
-    return series if family == "code" else f"{series} {family_name(family)}"
-
-
-def _tip(row: dict[str, Any], cell: Cell) -> tuple[str, str]:
-    interval = f" [{points(row['low'])}, {points(row['high'])}]" if row["low"] is not None else ""
-    said = f"{_whose(row)} layer {row['layer']}, {family_name(row['family'])}: {points(row['mean'])}{interval}"
-    return f"{said}, {row['n_scored']} of {row['n_neurons']} scored", link_to(cell)
-
-
-def _whose(row: dict[str, Any]) -> str:
+def whose(row: dict[str, Any]) -> str:
     return row["cell"] + (f" and {row['seeds'] - 1} more seeds" if row["seeds"] > 1 else "")
-
-
-def _lines(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> Shifts:
-    """Draw lines over layers; how far from the layer each architecture's marks stand: not at all."""
-    for (series, family), own in _series(study, rows).items():
-        cell = study.by_name[own[0]["cell"]]
-        x, y = [row["layer"] for row in own], [100 * row["mean"] for row in own]
-        shade = colour(cell, family)
-        axes.plot(x, y, color=shade, alpha=0.6, linestyle=dashes(study, cell), linewidth=1.5)
-        axes.errorbar(x, y, [10 * (row["std"] or 0) for row in own], fmt="none", ecolor=shade, alpha=0.5, linewidth=1)
-        tips = [_tip(row, study.by_name[row["cell"]]) for row in own]
-        canvas.marks(
-            axes, x, y, tips, **marker(study, cell) | {"color": shade}, markersize=4.5, label=_label(series, family)
-        )
-    return {}
-
-
-def _bars(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> Shifts:
-    """Draw bars around each layer; how far from it each architecture's first bar of neurons and of SAE features stands."""
-    series = _series(study, rows)
-    width = 0.84 / max(1, len(series))
-    shifts: Shifts = {}
-    for place, ((name, family), own) in enumerate(series.items()):
-        shift = (place - (len(series) - 1) / 2) * width
-        shifts.setdefault((study.by_name[own[0]["cell"]].architecture, family == "code"), shift)
-        x = [row["layer"] + shift for row in own]
-        y = [100 * row["mean"] for row in own]
-        shade = colour(study.by_name[own[0]["cell"]], family)
-        axes.bar(x, y, 0.9 * width, color=shade, label=_label(name, family))
-        axes.errorbar(
-            x, y, [10 * (r["std"] or 0) for r in own], fmt="none", ecolor=PALETTE["ink"], alpha=0.55, linewidth=1
-        )
-        tips = [_tip(row, study.by_name[row["cell"]]) for row in own]
-        canvas.marks(axes, x, y, tips, marker="o", color=PALETTE["ink"], alpha=0.7, markersize=2.6)
-    return shifts
-
-
-def _published_layers(canvas: Canvas, axes: Axes, metric: str, depth: int, shifts: Shifts) -> None:
-    """The paper's layer scores of models of this depth, as its figure shows them, at our models' and SAEs' places."""
-    for architecture in ARCHITECTURES:
-        y = published.plotted(metric, architecture, depth)
-        if y:
-            x = [layer + shifts.get((architecture, True), 0.0) for layer in range(len(y))]
-            said = f"{published.LABEL}, {ARCHITECTURES[architecture]} {depth}L"
-            tips = [(f"{said} layer {layer}: {value}", f"#fig-layers_{metric}") for layer, value in enumerate(y)]
-            style = hollow(architecture) | ({"markerfacecolor": PALETTE["paper"]} if shifts else {})
-            label = f"{ARCHITECTURES[architecture]}, {published.LABEL}"
-            _outline(axes, x, y, style, shown=bool(shifts))
-            canvas.marks(axes, x, list(y), tips, **style, markersize=5, label=label, zorder=5)
-        features = published.SAE_LAYERS.get(metric, {}).get(architecture, {}).get(depth, ())
-        if features and (architecture, False) in shifts:
-            x = [layer + shifts[architecture, False] for layer in range(depth)]
-            label = f"{ARCHITECTURES[architecture]} SAE 16x, {published.LABEL}"
-            tips = [
-                (f"{label}, {depth}L layer {n}: {value}", f"#fig-layers_{metric}") for n, value in enumerate(features)
-            ]
-            style = hollow(architecture) | {"marker": "D", "markeredgecolor": PALETTE[f"{architecture}-soft"]}
-            style["markerfacecolor"] = PALETTE["paper"]
-            _outline(axes, x, features, style, shown=True)
-            canvas.marks(axes, x, list(features), tips, **style, markersize=4.5, label=label, zorder=5)
-
-
-def _outline(axes: Axes, x: Sequence[float], y: Sequence[float], style: dict[str, Any], shown: bool) -> None:
-    """A dark rim, without which a hollow mark would be lost on a bar of its own colour."""
-    if shown:
-        rim = {"marker": style["marker"], "color": PALETTE["ink"], "markeredgewidth": 0}
-        axes.plot(x, y, linestyle="none", **rim, markersize=7.5, zorder=4.9)
 
 
 def means_by_depth(study: Study, rows: Rows) -> Figure | None:
@@ -241,7 +92,7 @@ def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
 def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
     interval = f"[{points(row['low'])}, {points(row['high'])}]"
     return (
-        f"{_whose(row)}: mean {points(row['mean'])} {interval}, variance {1e4 * row['variance']:.2f}",
+        f"{whose(row)}: mean {points(row['mean'])} {interval}, variance {1e4 * row['variance']:.2f}",
         f"#cell-{row['cell']}",
     )
 
@@ -345,63 +196,3 @@ def _against(
 
     said = "; ".join(f"{r['cell']} {METRICS[r['metric']]} {points(r['mean'])}" for r in rows)
     return Figure(name, title, caption, f"Mean scores times 100 against {axis}: {said}.", draw)
-
-
-def coverage(study: Study, rows: Rows) -> Figure | None:
-    """What became of every neuron: scored, or why not."""
-    rows = [row for row in rows if row["family"] == "code"]
-    metrics = metrics_of(rows)
-    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
-    if not names or not metrics:
-        return None
-
-    def draw(canvas: Canvas) -> Any:
-        longest = min(LONGEST_NAME, max(map(len, names)))
-        columns = 3 if longest <= LONGEST_BESIDE else 1
-        drawing, panels = canvas.grid(len(metrics), columns, 0.9 + 0.25 * len(names), left=0.2 + 0.075 * longest)
-        for axes, metric in zip(panels, metrics, strict=True):
-            shares = _outcome_shares(rows, metric, names)
-            left = [0.0] * len(names)
-            for column, (label, shade) in OUTCOMES.items():
-                values = [100 * shares[name][column] for name in names]
-                if any(any(share[column] for share in _outcome_shares(rows, m, names).values()) for m in metrics):
-                    axes.barh(range(len(names)), values, 0.7, left=left, color=PALETTE[shade], label=label)
-                left = [a + b for a, b in zip(left, values, strict=True)]
-            tips = [(f"{name}: {100 * shares[name]['n_scored']:.1f} % scored", f"#cell-{name}") for name in names]
-            scored = [100 * shares[name]["n_scored"] for name in names]
-            canvas.marks(axes, scored, list(range(len(names))), tips, marker="|", color=PALETTE["ink"], markersize=7)
-            axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
-            axes.set_ylim(len(names) - 0.4, -0.6)
-            axes.set_xlim(0, 100)
-            axes.grid(axis="y", visible=False)
-            axes.set_title(METRICS[metric])
-            axes.set_xlabel("neurons, %")
-        canvas.key(drawing, panels)
-        return drawing
-
-    said = "; ".join(
-        f"{n} {METRICS[m]} {100 * _outcome_shares(rows, m, names)[n]['n_scored']:.1f} %" for m in metrics for n in names
-    )
-    return Figure(
-        "coverage",
-        "Coverage: what became of every neuron",
-        "A mean speaks of the scored neurons only. A silent neuron fires on none of its excerpts, a constant prediction has no "
-        "correlation; neither is a zero.",
-        f"Share of neurons with a score: {said}.",
-        draw,
-    )
-
-
-def _shortened(name: str) -> str:
-    """A cell's name with its middle left out where it is too long to stand beside a panel."""
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
-
-
-def _outcome_shares(rows: Rows, metric: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    found = {}
-    for name in names:
-        own = [row for row in rows if row["cell"] == name and row["metric"] == metric]
-        total = sum(row["n_neurons"] for row in own) or 1
-        found[name] = {column: sum(row[column] for row in own) / total for column in OUTCOMES}
-    return found

@@ -32,6 +32,17 @@ def marker(study: Study, cell: Cell) -> dict[str, Any]:
     return {"marker": kinds[study.readings.index(cell.reading) % len(kinds)], "color": colour(cell)}
 
 
+def hollow(architecture: str) -> dict[str, Any]:
+    """Style of a published mark."""
+    shape = "o" if architecture == "crate" else "s"
+    return {
+        "marker": shape,
+        "markerfacecolor": "none",
+        "markeredgecolor": PALETTE[architecture],
+        "markeredgewidth": 1.1,
+    }
+
+
 def dashes(study: Study, cell: Cell) -> Any:
     return DASHES[study.readings.index(cell.reading) % len(DASHES)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from crate_model.flops import count_parameters
 from pipeline.interpret.statistics import paper_mean_and_variance
-from pipeline.report import figures_loss, figures_scores, published
+from pipeline.report import figures_coverage, figures_layer_scores, figures_loss, figures_scores, published
 from pipeline.report.study import gather
 from pipeline.report.style import PALETTE, Canvas, styled
 from pipeline.report.tables import all_tables
@@ -65,7 +65,9 @@ def test_figures_show_the_published_layer_scores(tmp_path: Path) -> None:
     sweep.add("gpt2", 3)
     study = gather(sweep.settings, sweep.inputs)
     tables = all_tables(study)
-    figure = next(f for f in figures_scores.layer_panels(study, tables["layer_scores"]) if f.name == "layers_anthropic")
+    figure = next(
+        f for f in figures_layer_scores.layer_panels(study, tables["layer_scores"]) if f.name == "layers_anthropic"
+    )
     with styled():
         panels = figure.draw(Canvas()).axes
     for axes, n_layer in zip(panels, (12, 3), strict=True):
@@ -90,15 +92,15 @@ def test_scores_of_written_numbers_have_figures_without_published_marks(tmp_path
     study = gather(sweep.settings, sweep.inputs)
     tables = all_tables(study)
     by_depth = figures_scores.means_by_depth(study, tables["model_scores"])
-    covered = figures_scores.coverage(study, tables["layer_scores"])
-    (figure, *_) = figures_scores.layer_panels(study, tables["layer_scores"])
+    covered = figures_coverage.coverage(study, tables["layer_scores"])
+    (figure, *_) = figures_layer_scores.layer_panels(study, tables["layer_scores"])
     assert figure.name == "layers_top_and_random_generated"
     for drawn in (by_depth, covered, figure):
         assert drawn is not None
         _, canvas = drawn.drawn
         texts = [text for marks in canvas.tips.values() for text, _ in marks]
         assert texts and not any(published.LABEL in text for text in texts)
-    assert figures_scores.coverage(study, [row | {"metric": "unheard of"} for row in tables["layer_scores"]]) is None
+    assert figures_coverage.coverage(study, [row | {"metric": "unheard of"} for row in tables["layer_scores"]]) is None
 
 
 def test_the_published_ladder_is_drawn_beside_ours(tmp_path: Path) -> None:

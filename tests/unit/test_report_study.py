@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report import figures_loss, figures_scores
+from pipeline.report import figures_layer_scores, figures_loss, figures_scores
 from pipeline.report.figures import all_figures
 from pipeline.report.findings import findings
 from pipeline.report.replicas import over_seeds
@@ -66,7 +66,7 @@ def test_replicas_have_means_and_intervals_over_seeds(sweep: SyntheticSweep) -> 
         assert figure is not None
         texts = [text for marks in figure.drawn[1].tips.values() for text, _ in marks]
         assert sum(text.startswith("crate-2l") for text in texts) == (3 if figure.name == "means_by_depth" else 9)
-    panels = figures_scores.layer_panels(study, tables["layer_scores"])
+    panels = figures_layer_scores.layer_panels(study, tables["layer_scores"])
     assert all("crate-2l-seed1" not in figure.alt for figure in panels)
 
 
