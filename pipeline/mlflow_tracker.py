@@ -260,6 +260,7 @@ def serve(uri: str, spool: Path, remote: Storage | None, driver_left: threading.
 
 def main() -> int:
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+    os.nice(10)  # the cores are the training's
     order = json.loads(sys.stdin.readline())
     spool, left = Path(order["spool"]), threading.Event()
 

@@ -42,7 +42,7 @@ class TrackedSweep:
     def _start_delivery(self, remote: str) -> None:
         """A process of its own: it takes nothing of the driver's time, and outlives it to say that it was killed."""
         with (self.spool / "delivery.log").open("a") as log:
-            self._delivery = subprocess.Popen(
+            self.delivery = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.mlflow_tracker"],
                 cwd=Path(__file__).parents[1],
                 stdin=subprocess.PIPE,
@@ -117,7 +117,7 @@ class TrackedSweep:
         """Wait for the delivery of what is left: not for a server that is down."""
         self._tell({"end": True})
         try:
-            code = self._delivery.wait(CLOSE_SECONDS)
+            code = self.delivery.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             code = -1  # it goes on by itself
         if code:
@@ -155,12 +155,12 @@ class TrackedSweep:
         return self._own[spec.run_id]
 
     def _tell(self, message: Mapping[str, Any]) -> None:
-        assert self._delivery.stdin is not None
+        assert self.delivery.stdin is not None
         try:
-            self._delivery.stdin.write(json.dumps(message) + "\n")
-            self._delivery.stdin.flush()
+            self.delivery.stdin.write(json.dumps(message) + "\n")
+            self.delivery.stdin.flush()
             if "end" in message:
-                self._delivery.stdin.close()
+                self.delivery.stdin.close()
         except BrokenPipeError:
             logger.warning("the delivery of tracking has ended early: see %s", self.spool / "delivery.log")
 
