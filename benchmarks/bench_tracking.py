@@ -5,9 +5,11 @@
 Steps of a real model (CRATE, one layer of width 128) and its optimizer on all cores but one, each logged as training logs (the
 pipeline's default is every tenth step), with the delivery process beside them as in a sweep. Blocks of five steps take turns
 in one process: tracked, and untracked with the delivery process stopped, so that what the machine does besides falls on both
-alike. A side's cost is the median over its pairs of blocks, with the interval in which that median lies. Three sides: nothing
-tracked at all, which tells the noise; a server that answers MLflow's REST calls late and is a process of its own; an address
-where nobody listens. A side begins once its delivery has reached, or missed, its server.
+alike. A side's cost is the median over its pairs of blocks, with the interval in which that median lies. Where the machine is too
+noisy for that to tell, two other figures do, as shares of the steps' time: the seconds that the tracker's calls hold a step up,
+and the seconds that a processor works for its thread and its delivery process, which is the most that they can cost. Three sides:
+nothing tracked at all, which tells the noise; a server that answers MLflow's REST calls late and is a process of its own; an
+address where nobody listens. A side begins once its delivery has reached, or missed, its server.
 """
 
 from __future__ import annotations
@@ -122,13 +124,15 @@ def reached(spool: Path) -> bool:
     return bool(sent) or "not delivered" in (spool / "delivery.log").read_text("utf-8")
 
 
-def blocks(step: Callable[[], dict[str, float]], uri: str, folder: Path, n_pairs: int) -> dict[str, list[float]]:
-    """Seconds of blocks of steps, tracked and untracked in turns, and of the tracker's calls in the tracked ones."""
-    found: dict[str, list[float]] = {"tracked": [], "untracked": [], "call": []}
+def blocks(step: Callable[[], dict[str, float]], uri: str, folder: Path, n_pairs: int) -> dict[str, Any]:
+    """Seconds of blocks of steps, tracked and untracked in turns, and of the tracker's calls in the tracked ones; and
+    seconds that processors worked for the tracker's thread and for the delivery."""
+    found: dict[str, Any] = {"tracked": [], "untracked": [], "call": [], "processor": 0.0}
     with tracked(uri, folder) as (tracker, sweep):
         numbers = itertools.count()
         while sweep and not reached(sweep.spool):
             tracker.metrics({f"pretrain/{name}": value for name, value in step().items()}, step=next(numbers))
+        before = processor_seconds(tracker, sweep)
         for pair in range(n_pairs):
             for side in ("tracked", "untracked") if pair % 2 else ("untracked", "tracked"):
                 logs = bool(tracker) and side == "tracked"
@@ -143,7 +147,20 @@ def blocks(step: Callable[[], dict[str, float]], uri: str, folder: Path, n_pairs
                     found[side].append(time.perf_counter() - started)
                 if logs:
                     found["call"].append(told)
+        found["processor"] = processor_seconds(tracker, sweep) - before
     return found
+
+
+def processor_seconds(tracker: Any, sweep: Any) -> float:
+    """What the tracker's thread and the delivery process have taken so far; 0 where there are none."""
+    if not sweep:
+        return 0.0
+    import psutil
+
+    delivery = psutil.Process(sweep.delivery.pid).cpu_times()
+    threads = {thread.id: thread for thread in psutil.Process().threads()}
+    own = threads[tracker._thread.native_id]
+    return delivery.user + delivery.system + own.user_time + own.system_time
 
 
 @contextlib.contextmanager
@@ -201,11 +218,11 @@ def main() -> int:
     }
     verdicts.measured("tracking_untracked_step", 1000 * median(found["nothing"]["untracked"]) / STEPS_A_BLOCK, "ms")
     verdicts.measured("tracking_noise", max(abs(cost["nothing"]["low"]), abs(cost["nothing"]["high"])), "%")
-    verdicts.at_most("tracking_slow_server", cost["slow server"]["percent"], "%", 2)
-    verdicts.at_most("tracking_slow_server_call", call["slow server"], "%", 2)
-    verdicts.measured("tracking_server_down", cost["server down"]["percent"], "%")
-    verdicts.at_most("tracking_server_down_at_least", cost["server down"]["low"], "%", 0)  # nothing that can be told
-    verdicts.at_most("tracking_server_down_call", call["server down"], "%", 0.1)
+    for side, name, most in (("slow server", "tracking_slow_server", 2), ("server down", "tracking_server_down", 0.2)):
+        verdicts.measured(name, cost[side]["percent"], "%")
+        verdicts.at_most(f"{name}_call", call[side], "%", most)
+        worked = 100 * found[side]["processor"] / sum(found[side]["tracked"])
+        verdicts.at_most(f"{name}_processor", worked, "%", most)
     sides = {re.sub(r"\W", "_", side): made | cost[side] for side, made in found.items()}
     return verdicts.write(sides | {"answer_seconds": ANSWER_SECONDS, "steps_a_block": STEPS_A_BLOCK})
 
