@@ -2,9 +2,8 @@
 
     python benchmarks/bench_tracking.py [--quick]
 
-Steps of a real model (CRATE, one layer of width 128) and its optimizer on all cores but one, each logged as training logs (the
-pipeline's default is every tenth step), with the delivery process beside them as in a sweep. Blocks of five steps take turns
-in one process: tracked, and untracked with the delivery process stopped, so that what the machine does besides falls on both
+Steps of a real model (CRATE, one layer of width 128) and its optimizer on all cores but one, logged as training logs, every tenth
+by default, with the delivery process beside them as in a sweep. Blocks of as many steps take turns in one process: tracked, and untracked with the delivery process stopped, so that what the machine does besides falls on both
 alike. A side's cost is the median over its pairs of blocks, with the interval in which that median lies. Where the machine is too
 noisy for that to tell, two other figures do, as shares of the steps' time: the seconds that the tracker's calls hold a step up,
 and the seconds that a processor works for its thread and its delivery process, which is the most that they can cost. Three sides:
@@ -34,11 +33,13 @@ from typing import Any
 
 from verdicts import Verdicts
 
+from pipeline.config import RuntimeConfig
+
 ANSWER_SECONDS = 0.2
 N_CTX, ROWS = 128, 1
 LOGGED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "tokens", "skipped_steps", "time_left")
 SIDES = ("nothing", "slow server", "server down")
-STEPS_A_BLOCK = 5
+STEPS_A_BLOCK = RuntimeConfig().log_every_steps
 
 
 class SlowServer(BaseHTTPRequestHandler):
@@ -137,16 +138,14 @@ def blocks(step: Callable[[], dict[str, float]], uri: str, folder: Path, n_pairs
             for side in ("tracked", "untracked") if pair % 2 else ("untracked", "tracked"):
                 logs = bool(tracker) and side == "tracked"
                 with contextlib.nullcontext() if logs or not sweep else stopped(sweep.delivery):
-                    told, started = 0.0, time.perf_counter()
-                    for number in itertools.islice(numbers, STEPS_A_BLOCK):
+                    started = time.perf_counter()
+                    for _ in range(STEPS_A_BLOCK):
                         values = step()
-                        if logs:
-                            called = time.perf_counter()
-                            tracker.metrics({f"pretrain/{name}": v for name, v in values.items()}, step=number)
-                            told += time.perf_counter() - called
+                    if logs:
+                        called = time.perf_counter()
+                        tracker.metrics({f"pretrain/{n}": v for n, v in values.items()}, step=next(numbers))
+                        found["call"].append(time.perf_counter() - called)
                     found[side].append(time.perf_counter() - started)
-                if logs:
-                    found["call"].append(told)
         found["processor"] = processor_seconds(tracker, sweep) - before
     return found
 
@@ -186,7 +185,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.serve:
         serve()
-    n_pairs = 8 if options.quick else 80
+    n_pairs = 6 if options.quick else 40
     verdicts = Verdicts("tracking", "mlflow", "torch")
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
     try:
