@@ -2,11 +2,12 @@
 
     python benchmarks/bench_tracking.py [--quick]
 
-Steps of a real model (CRATE, one layer of width 128) and its optimizer on all cores but one, logged as training logs, every tenth
-by default, with the delivery process beside them as in a sweep. Blocks of as many steps take turns in one process: tracked, and untracked with the delivery process stopped, so that what the machine does besides falls on both
-alike. A side's cost is the median over its pairs of blocks, with the interval in which that median lies. Where the machine is too
-noisy for that to tell, two other figures do, as shares of the steps' time: the seconds that the tracker's calls hold a step up,
-and the seconds that a processor works for its thread and its delivery process, which is the most that they can cost. Three sides:
+Steps of a real model (CRATE, one layer of width 128) and its optimizer on all cores but one, logged as training logs, every
+tenth by default, with the delivery process beside them as in a sweep. Blocks of as many steps take turns in one process:
+tracked, and untracked with the delivery process stopped, so that what the machine does besides falls on both alike. A side's
+cost is the median over its pairs of blocks, with the interval in which that median lies. Where the machine is too noisy for
+that to tell, two other figures do, as shares of the steps' time: the seconds that the tracker's calls hold a step up, and the
+seconds that a processor works for its thread and its delivery process, which is the most that they can cost. Three sides:
 nothing tracked at all, which tells the noise; a server that answers MLflow's REST calls late and is a process of its own; an
 address where nobody listens. A side begins once its delivery has reached, or missed, its server.
 """
