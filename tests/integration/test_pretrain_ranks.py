@@ -100,9 +100,13 @@ def test_a_compiled_optimizer_trains_and_goes_on(
     np.testing.assert_allclose(losses(root, job), plain, rtol=0, atol=1e-4)
 
 
-def move(root: str, name: str, model: dict[str, Any], pair: Ranks) -> None:
-    """Train a model that changes its world size and its ZeRO stage twice on the way."""
-    legs = ((pair.train, {"zero_stage": 1, "micro_batch": 1}, 11), (carry_out, {"zero_stage": 3, "micro_batch": 2}, 14))
+def move(root: str, name: str, model: dict[str, Any], pair: Ranks, after: tuple[int, int] = (11, 14)) -> None:
+    """Train a model that changes its world size and its ZeRO stage twice on the way, after so many steps each."""
+    first, second = after
+    legs = (
+        (pair.train, {"zero_stage": 1, "micro_batch": 1}, first),
+        (carry_out, {"zero_stage": 3, "micro_batch": 2}, second),
+    )
     for train, runtime, steps in legs:
         stopped = train(Order(root, name, runtime=runtime, model=model, stop_after=steps))
         assert "stopped as asked" in stopped["error"]["what"]
@@ -121,11 +125,15 @@ def test_workers_two_one_two_and_stages_one_three_two(root: str, plain: np.ndarr
 
 
 def test_crate_moves_too(root: str, pair: Ranks) -> None:
-    """Its ReLU makes more of a rounding, but the batches are the very same and the loss stays close."""
+    """As closely, but where a rounding moves a code over the kink of its ReLU: of three ways, two at least are spared it."""
     carry_out(Order(root, "crate", runtime={"zero_stage": 0}))
-    move(root, "crate-moving", {}, pair)
-    np.testing.assert_allclose(losses(root, "crate-moving"), losses(root, "crate"), rtol=0, atol=1e-3)
-    assert consumed(root, "crate-moving") == consumed(root, "crate")
+    apart = []
+    for steps in ((5, 9), (11, 14), (15, 3)):
+        name = f"crate-moving-{steps[0]}"
+        move(root, name, {}, pair, steps)
+        apart.append(float(np.abs(losses(root, name) - losses(root, "crate")).max()))
+        assert consumed(root, name) == consumed(root, "crate")
+    assert sorted(apart)[1] < 1e-5 and max(apart) < 1e-3
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
