@@ -33,7 +33,7 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     """
     tokens = estimate(plan.loaded.config.tokens, os.cpu_count() or 1, kept.get("tokens"))
     loaded = _with_text(plan.loaded, tokens)
-    if assumed.device == CORES:  # they count as one device: there is none to share out among workers
+    if assumed.device == CORES:  # each is a worker of its own
         loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": RuntimeConfig()}))
     found = forecast(loaded, assumed.machine, kept=kept)
     rate = assumed.machine.peak_flops * Rates().train_utilisation

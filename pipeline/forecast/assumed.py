@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.pretrain.meter import peak_flops
 
-CORES = "device"  # the name of this machine's cores taken together
+CORES = "device"  # the name of a core of this machine
 USUAL_GPU, USUAL_GPUS, CORES_A_GPU = "H100", 8, 8
 
 
@@ -32,7 +32,7 @@ def peak_of(gpu: str) -> float:
 
 
 def assume(gpu: str = "", gpus: int = 0, only_gpus: bool = False) -> Assumed:
-    """`gpu` and `gpus` as a person named them. Without either and without a GPU here: this machine's cores as one device,
+    """`gpu` and `gpus` as a person named them. Without either and without a GPU here: each of this machine's cores as a device,
     or, for what is counted in GPU-hours (`only_gpus`), a usual node.
     """
     import torch
@@ -45,8 +45,9 @@ def assume(gpu: str = "", gpus: int = 0, only_gpus: bool = False) -> Assumed:
     if here:
         return _gpus(torch.cuda.get_device_name(0), here, " found here")
     cores = os.cpu_count() or 1
-    machine = Machine(1, cores, _matrix_product_rate(), gpus_per_node=1)
-    return Assumed(machine, CORES, f"no GPU is here or named (--gpu H100 --gpus 8): {cores} cores as one device")
+    machine = Machine(cores, cores, _matrix_product_rate() / cores, gpus_per_node=cores)
+    said = f"no GPU is here or named (--gpu H100 --gpus 8): each of {cores} cores as a device"
+    return Assumed(machine, CORES, said)
 
 
 def _gpus(name: str, count: int, how: str) -> Assumed:

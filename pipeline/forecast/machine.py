@@ -17,7 +17,7 @@ class Machine:
 
     gpus: int
     cores: int
-    peak_flops: float  # dense 16-bit, of one GPU (of all cores where there is none)
+    peak_flops: float  # dense 16-bit, of one GPU (of a core where there is none)
     gpus_per_node: int = 8
     bus_inside: float = 350 * GIGA  # bytes/s of all-reduce bus bandwidth among the GPUs of a node (NVLink)
     bus_between: float = 40 * GIGA  # the same when a group spans nodes: InfiniBand; plain 100 GbE has about 10
