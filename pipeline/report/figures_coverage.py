@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.figures_scores import Rows, metrics_of
-from pipeline.report.study import Study
+from pipeline.report.figures_scores import metrics_of
+from pipeline.report.study import Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import METRICS
 

@@ -15,14 +15,12 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Rows = Sequence[dict[str, Any]]
 
 
 def loss_curves(study: Study, rows: Rows) -> Figure | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.report.looks import colour, label_point, link_to, marker, strength
-from pipeline.report.study import Study
+from pipeline.report.study import Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import edit_name, token_label, unit_kind
 
-Rows = Sequence[dict[str, Any]]
 MOST_EDITS, SHOWN_TOKENS = 12, 4  # panels of the figure of effects; tokens promoted, and as many suppressed, in each
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report import published
-from pipeline.report.figures_scores import Rows, metrics_of, whose
+from pipeline.report.figures_scores import metrics_of, whose
 from pipeline.report.looks import colour, dashes, hollow, link_to, marker
 from pipeline.report.replicas import over_seeds
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
 

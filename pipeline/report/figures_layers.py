@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report.looks import (
@@ -14,14 +14,13 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import Canvas, Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RATES = {"coding_rate": "After attention", "coding_rate_before": "What attention takes away"}
-Rows = Sequence[dict[str, Any]]
 
 
 def sparsity(study: Study, rows: Rows) -> Figure | None:

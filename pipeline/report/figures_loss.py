@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +20,12 @@ from pipeline.report.looks import (
     strength,
 )
 from pipeline.report.scaling import AXES, FITTED, Series, all_series
-from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Study
+from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Rows = Sequence[dict[str, Any]]
 
 
 def scaling(study: Study) -> Figure | None:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report import published
 from pipeline.report.looks import colour, dashes, hollow, label_point, link_to, log_axis, marker
 from pipeline.report.replicas import over_seeds
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import METRICS, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Rows = Sequence[dict[str, Any]]
 
 
 def metrics_of(rows: Rows) -> list[str]:

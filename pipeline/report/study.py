@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from crate_model.flops import ParameterCount, count_parameters, train_flops_per_
 from pipeline.artifacts.store import Artifact
 from pipeline.report.stage import ReportSettings
 
+Rows = Sequence[dict[str, Any]]  # of a table
 ARCHITECTURES = {"crate": "CRATE", "gpt2": "GPT-2"}
 SHAPE_KEYS = (
     "model.architecture",
