@@ -217,7 +217,7 @@ def main() -> int:
         if m["call"]
     }
     worked = {side: 100 * made["processor"] / sum(made["tracked"]) for side, made in found.items()}
-    noise = max(abs(cost["nothing"]["low"]), abs(cost["nothing"]["high"]))
+    noise = abs(cost["nothing"]["percent"])
     verdicts.measured("tracking_untracked_step", 1000 * median(found["nothing"]["untracked"]) / STEPS_A_BLOCK, "ms")
     verdicts.measured("tracking_noise", noise, "%")
     verdicts.at_most("tracking_slow_server", cost["slow server"]["percent"], "%", 2)
