@@ -166,8 +166,19 @@ class Execution:
         try:
             return ray.get(ref)
         except ray.exceptions.RayError as error:
-            fix = "Its node or process died more often than runtime.max_failures allows. Run again to continue."
-            return Result(name, error=StageError(f"{name}: {type(error).__name__}", fix=fix, stage=name))
+            return Result(name, error=lost(name, error))
+
+
+def lost(name: str, error: Exception) -> StageError:
+    """What Ray says of a task that returned no result: it could not start (RayTaskError), or its process is gone."""
+    cause = getattr(error, "cause", None)
+    lines = [line for line in str(cause or error).splitlines() if line.strip()] or [type(error).__name__]
+    why = lines[0] if len(lines) == 1 else f"{lines[0].strip()} [{lines[-1].strip()}]"
+    if cause is not None:
+        fix = "Every node needs the same packages and the job's code. Mend that and run again to continue."
+        return StageError(f"{name} could not start: {why}", fix=fix, stage=name)
+    fix = "Its node or process died more often than it is tried again. Run again to continue."
+    return StageError(f"{name} was lost: {type(error).__name__}: {why}", fix=fix, stage=name)
 
 
 def task_options(step: Step, has_gpu: bool, gpus_per_worker: float) -> dict[str, Any]:

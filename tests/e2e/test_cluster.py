@@ -43,7 +43,7 @@ def test_a_job_is_stopped_goes_on_and_outlives_a_node_that_dies_and_one_that_is_
         assert twice.returncode != 0 and "already" in twice.stdout + twice.stderr
 
         wait_until(lambda: trained(store)[0] >= 2_500)
-        sent = list(nodes.folder.glob("session_2*/runtime_resources/working_dir_files/*/**/*"))
+        sent = list(nodes.folder.glob("*/session_2*/runtime_resources/working_dir_files/*/**/*"))
         assert sum(path.stat().st_size for path in sent if path.is_file()) < 4 * UPLOAD_BYTES  # a copy a node
         names = {path.name for path in sent}
         assert "sweep.py" in names and not names & {".venv", ".git", "store", "build"}
