@@ -1,7 +1,8 @@
 """Trains the golden run and prints its curve, every float to the bit. Run in a process whose arithmetic is pinned.
 
-`python tests/golden/golden_curve.py > tests/golden/pretrain_curve.json` renews the file after a change that is meant to
-change numbers; the environment is set here, before torch is imported.
+After a change that is meant to change numbers, `python tests/golden/golden_curve.py renew` makes this processor's curve the
+only recorded one, and `... add` on processors of other makers puts theirs beside it. The environment is set here, before torch
+is imported.
 """
 
 from __future__ import annotations
@@ -21,10 +22,21 @@ PINNED = {
     "OMP_NUM_THREADS": "1",
 }
 TESTS = Path(__file__).parents[1]
+PLACE = Path(__file__).with_name("pretrain_curve.json")  # curves by processor: maker, or maker, family and model
 STEPS = 30
 
 
-def main() -> None:
+def processor() -> str:
+    """Maker, family and model of this machine's processor, as Linux tells them; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return " ".join(told.get(name, "") for name in ("vendor_id", "cpu family", "model"))
+
+
+def main(order: str = "") -> None:
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     import pyarrow.parquet as pq
     import torch
@@ -51,10 +63,14 @@ def main() -> None:
                 for name in ("loss", "grad_norm", "val_loss")
             }
             curves[architecture]["consumed"] = job.read_note("outcome.json")["summary"]["consumed"]
-    print(json.dumps(curves, indent=1))
+    if order not in ("add", "renew"):
+        print(json.dumps(curves, indent=1))
+        return
+    recorded = json.loads(PLACE.read_text()) if order == "add" else {}
+    PLACE.write_text(json.dumps(recorded | {processor(): curves}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     if any(os.environ.get(name) != value for name, value in PINNED.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PINNED})
-    main()
+    main(*sys.argv[1:])

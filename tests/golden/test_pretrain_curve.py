@@ -1,4 +1,8 @@
-"""The golden loss curve: thirty steps of both architectures, equal to the bit. A refactoring must not move it."""
+"""The golden loss curve: thirty steps of both architectures. A refactoring must not move it.
+
+Equal to the bit where this processor's curve is recorded. The instruction set is pinned, but MKL's products still round
+otherwise on processors of another maker: there the curve is a recorded one within rounding.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_curve import PLACE, processor
 
-HERE = Path(__file__).parent
+ROUNDING = {"loss": 1e-4, "val_loss": 1e-4, "grad_norm": 0.02}  # relative; two makers' curves lie 1e-5 and 0.005 apart
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the golden curve's arithmetic is x86's")
 def test_the_curve_has_not_moved() -> None:
-    made = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "golden_curve.py")], capture_output=True, text=True, check=False
-    )
+    script = [sys.executable, "-W", "ignore", str(PLACE.with_name("golden_curve.py"))]
+    made = subprocess.run(script, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-2000:]
-    ours, golden = json.loads(made.stdout), json.loads((HERE / "pretrain_curve.json").read_text())
+    ours, recorded = json.loads(made.stdout), json.loads(PLACE.read_text())
+    mine = [maker for maker in recorded if processor().startswith(maker)]
+    golden = recorded[mine[0]] if mine else next(iter(recorded.values()))
     for architecture, curve in golden.items():
+        assert ours[architecture].pop("consumed") == curve.pop("consumed")
         for name, values in curve.items():
-            if ours[architecture][name] != values:
-                pytest.fail(f"{architecture} {name}: {_first_difference(ours[architecture][name], values)}")
+            a, b = _numbers(ours[architecture][name]), _numbers(values)
+            moved = ~np.isclose(a, b, rtol=0 if mine else ROUNDING[name], atol=0, equal_nan=True)
+            if moved.any():
+                step = int(moved.argmax())
+                pytest.fail(f"{architecture} {name}: step {step + 1} is {float(a[step])!r}, was {float(b[step])!r}")
 
 
-def _first_difference(ours: list[str | None], golden: list[str | None]) -> str:
-    step = next(i for i, pair in enumerate(zip(ours, golden, strict=True)) if pair[0] != pair[1])
-    a, b = (float.fromhex(values[step] or "nan") for values in (ours, golden))
-    return f"step {step + 1} is {a!r}, was {b!r} (they differ by {np.abs(a - b):.2e})"
+def test_the_recorded_curves_differ_by_rounding_alone() -> None:
+    first, *others = json.loads(PLACE.read_text()).values()
+    for other in others:
+        for architecture, curve in first.items():
+            assert other[architecture]["consumed"] == curve["consumed"]
+            for name, rounding in ROUNDING.items():
+                a, b = _numbers(other[architecture][name]), _numbers(curve[name])
+                np.testing.assert_allclose(a, b, rtol=rounding, equal_nan=True)
+
+
+def _numbers(values: list[str | None]) -> np.ndarray:
+    return np.array([float.fromhex(value or "nan") for value in values])
