@@ -6,7 +6,8 @@ A three-layer CRATE of the paper's width (d=128, context 1024, vocabulary 50,304
 with natural frequencies, cut into documents. Yardstick: `plain_activations.py`. Every side runs in a process of its own, in turn.
 
 - records_speed: the whole stage on Ray Data with as many workers as there are cores, start of the actors included, against the
-  yardstick with as many threads, which makes one layer and is counted for three. records_size: bytes on disk.
+  yardstick with as many threads, which makes one layer and is counted for three. records_size: bytes on disk. Both in float32;
+  where the processor multiplies bfloat16, ours once more with `activations.precision: bf16`, over the same yardstick.
 - extraction_over_forward: tokens a second of reading all layers' neurons, on one thread, over those of the model's own forward
   pass (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
 - peak_memory: of one worker that then writes the records too, at ten times the tokens (quick: four times). The model has one
@@ -89,7 +90,9 @@ def make_model(store: Any, n_layer: int) -> Any:
     return publish(store, "pretrain", making, {})
 
 
-def stage_arguments(folder: Path, n_tokens: int, workers: int, n_layer: int = 3) -> tuple[Any, ...]:
+def stage_arguments(
+    folder: Path, n_tokens: int, workers: int, n_layer: int = 3, precision: str = "fp32"
+) -> tuple[Any, ...]:
     """Settings, inputs and context of the stage, its scratch folder empty."""
     import shutil
 
@@ -100,7 +103,7 @@ def stage_arguments(folder: Path, n_tokens: int, workers: int, n_layer: int = 3)
 
     inputs, store = world(folder, n_tokens, n_layer)
     shutil.rmtree(store.root / ".scratch", ignore_errors=True)
-    asked = ActivationsConfig(tokens=n_tokens, tokens_short=short_tokens(n_tokens))
+    asked = ActivationsConfig(tokens=n_tokens, tokens_short=short_tokens(n_tokens), precision=precision)
     context = Context(
         store=store,
         runtime=RuntimeConfig(workers_per_cell=workers),
@@ -138,14 +141,14 @@ def plain(folder: Path, n_tokens: int) -> dict[str, float]:
     return {"seconds": n_layer * seconds, "bytes": n_layer * size, "peak_bytes": peak()}
 
 
-def stage(folder: Path, n_tokens: int, workers: int = 0) -> dict[str, float]:
+def stage(folder: Path, n_tokens: int, workers: int = 0, precision: str = "fp32") -> dict[str, float]:
     """The whole stage on a private Ray cluster that is up already."""
     from pipeline import runtime
     from pipeline.activations.stage import run
     from pipeline.config import RuntimeConfig
 
     cores = os.cpu_count() or 1
-    settings, inputs, context = stage_arguments(folder, n_tokens, workers or cores)
+    settings, inputs, context = stage_arguments(folder, n_tokens, workers or cores, precision=precision)
     runtime.connect_ray(RuntimeConfig(cpus=cores))
     with tempfile.TemporaryDirectory(dir=folder) as out:
         started = time.perf_counter()
@@ -153,6 +156,10 @@ def stage(folder: Path, n_tokens: int, workers: int = 0) -> dict[str, float]:
         seconds = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(out).iterdir())
     return {"seconds": seconds, "bytes": size}
+
+
+def stage_bf16(folder: Path, n_tokens: int) -> dict[str, float]:
+    return stage(folder, n_tokens, precision="bf16")
 
 
 def one_worker(folder: Path, n_tokens: int) -> dict[str, float]:
@@ -268,7 +275,7 @@ def peak() -> int:
     return peak_rss_bytes()
 
 
-SIDES = {f.__name__: f for f in (plain, stage, one_worker, core, memory, traffic, forward, body, one_neuron)}
+SIDES = {f.__name__: f for f in (plain, stage, stage_bf16, one_worker, core, memory, traffic, forward, body, one_neuron)}
 
 
 def side_by_side(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
@@ -283,6 +290,8 @@ def at_once(side: str, folder: Path, n_tokens: int, count: int) -> list[dict[str
 
 
 def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
+    from crate_model.ops.precision import fast_bf16
+
     n_tokens, rounds = (2**17, 1) if quick else (2**20, 2)
     few, many = (110_000, 440_000) if quick else (500_000, 5_000_000)
     runs: dict[str, Any] = {side: [] for side in ("forward", "body", "stage")}
@@ -297,6 +306,8 @@ def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
         if cores >= 2:
             runs["one_worker"].append(side_by_side("one_worker", folder, n_tokens))
         runs["stage"].append(side_by_side("stage", folder, n_tokens))
+    native = fast_bf16()
+    runs["stage_bf16"] = [side_by_side("stage_bf16", folder, n_tokens)] if native else []
     runs["memory"] = [side_by_side("memory", folder, n) for n in (few, many)]
     runs["traffic"] = [side_by_side("traffic", folder, min(n_tokens, 2**18))]
     runs["one_neuron"] = [side_by_side("one_neuron", folder, n_tokens)]
@@ -308,6 +319,9 @@ def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
     growth = runs["memory"][1]["peak_bytes"] / runs["memory"][0]["peak_bytes"]
     verdicts.at_least("records_speed", runs["plain"][0]["seconds"] / seconds, "x", 15)
     verdicts.at_least("records_size", runs["plain"][0]["bytes"] / runs["stage"][0]["bytes"], "x smaller", 20)
+    for run in runs["stage_bf16"]:
+        verdicts.measured("records_speed_bf16", runs["plain"][0]["seconds"] / run["seconds"], "x")
+        verdicts.measured("records_size_bf16", runs["plain"][0]["bytes"] / run["bytes"], "x smaller")
     verdicts.at_least("extraction_over_forward", rate("core") / rate("forward"), "x", 0.6)
     verdicts.measured("extraction_over_pass_to_last_neurons", rate("core") / rate("body"), "x")
     verdicts.measured("bytes_moved_an_activation", runs["traffic"][0]["bytes_an_activation"], "bytes")

@@ -111,6 +111,7 @@ class SAEConfigSection(Section):
     batch_tokens: Positive = 4096  # an optimizer step
     buffer_tokens: Positive = 524_288  # activations of every tap held and shuffled at a time
     batch_rows: Positive = 8  # windows a forward pass of the language model
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # torch's names; weights and sums are float32
     learning_rate: float = Field(4e-4, gt=0)
     warmup_steps: Count = 1000  # a half cosine from a tenth of the rate
     resample_steps: tuple[Positive, ...] = (10_000, 20_000, 50_000, 75_000, 100_000)  # relu only

@@ -6,8 +6,8 @@ same rounding of the result as a native bfloat16 product with float32 accumulati
 """
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -39,6 +39,18 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
 def widens(tensor: Tensor) -> bool:
     """Whether products of `tensor` are computed in float32 and rounded: bfloat16 or float16 on a CPU without native products."""
     return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not fast_bf16()
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Products of float32 tensors within: torch's `highest` (float32), `high` (TF32 on a GPU) or `medium` (bfloat16 factors on a
+    CPU that multiplies them, TF32 on a GPU). Sums and results stay float32; hardware without these takes float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def runs_triton(tensor: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crate_model.config import SAEConfig
+from crate_model.ops.precision import matmul_precision
 from crate_model.ops.sparse_autoencoder import gradients
 from crate_model.sae import SAELoss, SparseAutoencoder, without_radial_part
 from pipeline.artifacts.saes import Site
@@ -80,7 +81,8 @@ class SAETrainer:
         if self.step_number == 0 and self.site.variant != "relu":
             self._fit_to_data(v)
         v = v * self.scale if self.scale != 1.0 else v
-        found = gradients(self.sae.train(), v, self.site.sparsity, self._dead())
+        with matmul_precision(self.settings.matmul_precision):
+            found = gradients(self.sae.train(), v, self.site.sparsity, self._dead())
         found.by_name["W_dec"] = without_radial_part(found.by_name["W_dec"], self.sae.W_dec.detach())
         self.rate = learning_rate(self.clock, self.settings.learning_rate, self.settings.warmup_steps)
         self.optimizer.step(found.by_name, self.rate)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crate_model.config import SAEConfig
+from crate_model.ops.precision import matmul_precision
 from crate_model.ops.sparse_autoencoder import gradients
 from crate_model.sae import BANDWIDTH, SparseAutoencoder, loss
 
@@ -63,6 +64,24 @@ def test_gradients_in_single_precision(variant: str) -> None:
     for name, gradient in expected.items():
         scale = float(gradient.abs().max())
         torch.testing.assert_close(got.by_name[name], gradient, atol=1e-5 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_gradients_with_narrow_factors(variant: str, precision: str) -> None:
+    """bfloat16 keeps eight bits of a factor. A threshold's gradient is of the few pre-activations within 0.001 of it, and those
+    are others after rounding: it is held by what training makes of it (test_sae_training.py)."""
+    sae, v = autoencoder(variant, torch.float32, 64, 256), data(500, 64, torch.float32)
+    exact = gradients(sae, v, 0.01)
+    with matmul_precision(precision):
+        narrow = gradients(sae, v, 0.01)
+    assert torch.get_float32_matmul_precision() == "highest"
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        gradient = exact.by_name[name]
+        assert narrow.by_name[name].dtype == torch.float32
+        error = (narrow.by_name[name] - gradient).norm() / gradient.norm()
+        assert error < 0.05, f"{name}: {error:.3f}"
+    torch.testing.assert_close(narrow.losses.total, exact.losses.total, rtol=5e-3, atol=0)
 
 
 def test_a_row_of_zeros_has_no_part_in_the_papers_loss() -> None:

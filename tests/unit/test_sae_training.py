@@ -76,6 +76,17 @@ def test_a_restart_ends_at_the_same_bits(world: World, tmp_path: Path, variant: 
     assert straight.trainers[0].step_number == 40
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_narrow_factors_train_as_well(world: World, tmp_path: Path, variant: str) -> None:
+    site = sites_of(variant, layers=(0,))
+    exact, narrow = (
+        train(world, site, Watcher(tmp_path / precision, 1000), changed(k=4, matmul_precision=precision))
+        for precision in ("highest", "medium")
+    )
+    assert narrow.curves[-1]["loss"] == pytest.approx(exact.curves[-1]["loss"], rel=0.02)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_kill_between_checkpoints_ends_at_the_same_bits(world: World, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
