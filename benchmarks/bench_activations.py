@@ -275,7 +275,9 @@ def peak() -> int:
     return peak_rss_bytes()
 
 
-SIDES = {f.__name__: f for f in (plain, stage, stage_bf16, one_worker, core, memory, traffic, forward, body, one_neuron)}
+SIDES = {
+    f.__name__: f for f in (plain, stage, stage_bf16, one_worker, core, memory, traffic, forward, body, one_neuron)
+}
 
 
 def side_by_side(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
