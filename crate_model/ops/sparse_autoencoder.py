@@ -4,13 +4,31 @@
 back to the input, a whole product that nobody asks for; here b_dec is folded into the encoder's bias.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crate_model.sae import BANDWIDTH, SAELoss, SparseAutoencoder, inverse_norm, loss
+
+
+@dataclass
+class Workspace:
+    """Memory for the results as large as the features, used again from batch to batch and by one autoencoder after the other:
+    on a CPU it costs as much to get such memory anew as to compute what is written into it."""
+
+    held: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
+
+    def out_of(self, product: Callable[..., Tensor], name: str, *factors: Tensor) -> Tensor:
+        """`product(*factors)`, written where the last result of this name and shape lay."""
+        shape = torch.Size((factors[-2].shape[0], factors[-1].shape[1]))
+        before = self.held.get((name, shape))
+        fits = before is not None and (before.dtype, before.device) == (factors[-1].dtype, factors[-1].device)
+        result = product(*factors, out=before) if fits else product(*factors)
+        self.held[name, shape] = result
+        return result
 
 
 @dataclass(frozen=True)
@@ -23,13 +41,20 @@ class Gradients:
 
 
 def gradients(
-    sae: SparseAutoencoder, v: Float[Tensor, "n d_in"], sparsity: float, dead: Bool[Tensor, " d_sae"] | None = None
+    sae: SparseAutoencoder,
+    v: Float[Tensor, "n d_in"],
+    sparsity: float,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    workspace: Workspace | None = None,
 ) -> Gradients:
-    """What `loss(sae, v, sparsity, dead)` and its backward pass give, up to rounding. Dead features go through autograd."""
+    """What `loss(sae, v, sparsity, dead)` and its backward pass give, up to rounding. Dead features go through autograd.
+
+    The features may lie in the workspace: the next call with it overwrites them.
+    """
     if dead is not None and bool(dead.any()):
         return _by_autograd(sae, v, sparsity, dead)
     with torch.no_grad():
-        return _by_hand(sae, v, sparsity)
+        return _by_hand(sae, v, sparsity, workspace or Workspace())
 
 
 def _by_autograd(sae: SparseAutoencoder, v: Tensor, sparsity: float, dead: Tensor | None) -> Gradients:
@@ -39,16 +64,16 @@ def _by_autograd(sae: SparseAutoencoder, v: Tensor, sparsity: float, dead: Tenso
     return Gradients(losses, f.detach(), dict(zip(names, found, strict=True)))
 
 
-def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float) -> Gradients:
+def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float, workspace: Workspace) -> Gradients:
     n, variant = len(v), sae.config.variant
     W_enc, W_dec = sae.W_enc, sae.W_dec
-    h = torch.addmm(sae.b_enc - sae.b_dec @ W_enc, v, W_enc)
+    h = workspace.out_of(torch.addmm, "h", sae.b_enc - sae.b_dec @ W_enc, v, W_enc)
     f = h.relu_() if variant == "relu" else sae.select(h)
     error = torch.addmm(sae.b_dec, f, W_dec).sub_(v)
     weight = inverse_norm(v).div_(v.shape[1]) if variant == "relu" else v.new_ones(())
     to_output = error * weight.mul_(2 / n)  # the gradient of the reconstruction
     reconstruction = (error * to_output).sum() / 2
-    to_code = to_output @ W_dec.T
+    to_code = workspace.out_of(torch.mm, "to_code", to_output, W_dec.T)
     found: dict[str, Tensor] = {}
     penalty = reconstruction.new_zeros(())
     if variant == "relu":
@@ -57,7 +82,7 @@ def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float) -> Gradients:
     if variant == "jumprelu":
         penalty = (f > 0).sum().to(v.dtype) / n
         found["log_threshold"] = _to_log_threshold(sae, h, to_code, sparsity / n)
-    to_code = torch.ops.aten.threshold_backward(to_code, f, 0)  # where f > 0, in one pass without a mask
+    to_code = torch.ops.aten.threshold_backward(to_code, f, 0, grad_input=to_code)  # where f > 0: one pass, no mask
     to_bias = to_code.sum(dim=0)
     found["W_enc"] = (v.T @ to_code).addr_(sae.b_dec, to_bias, alpha=-1)
     found["b_enc"] = to_bias

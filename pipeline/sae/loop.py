@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from crate_model.model import LanguageModel
+from crate_model.ops.sparse_autoencoder import Workspace
 from pipeline.artifacts.activation_stream import ActivationStream
 from pipeline.artifacts.saes import Site, tap_width
 from pipeline.artifacts.tokens import TokenSplit
@@ -53,7 +54,10 @@ def train_group(
         settings.batch_rows,
         device,
     )
-    trainers = [SAETrainer(site, settings, tap_width(model.config, site.tap), seed, device) for site in sites]
+    workspace = Workspace()  # they train one after the other
+    trainers = [
+        SAETrainer(site, settings, tap_width(model.config, site.tap), seed, device, workspace) for site in sites
+    ]
     curves = [restore_state(watcher.states, trainer) for trainer in trainers]
     loop = _Loop(stream, trainers, curves, settings, seed, watcher)
     loop.run(max(1, settings.total_tokens // settings.batch_tokens))

@@ -49,6 +49,20 @@ def test_bfloat16_keeps_its_dtype_and_is_close(chunked: None) -> None:
         assert (our.float() - their).norm() / their.norm() < 0.01
 
 
+@pytest.mark.parametrize("block", [1, 5, 1000], ids=lambda rows: f"{rows} rows a block")
+def test_narrow_logits_are_widened_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """To the bit what softmax of all of them gives: what a CPU that multiplies bfloat16 does in training."""
+    monkeypatch.setattr(op, "BLOCK_BYTES", block * 131 * 4)
+    hidden, weight, targets = inputs(torch.bfloat16)
+    targets = targets.clamp_min(0)[:, None]
+    logits = hidden @ weight.T
+    expected = logits.float().softmax(-1)
+    losses, surprise = op._losses_and_surprise(logits.clone(), targets, hidden, weight)
+    torch.testing.assert_close(losses, -expected.gather(1, targets)[:, 0].log(), rtol=0, atol=0)
+    one_hot = torch.zeros_like(expected).scatter_(1, targets, 1.0)
+    assert torch.equal(surprise, (expected - one_hot).bfloat16())
+
+
 def test_autocast_keeps_float32_weights_gradients() -> None:
     hidden, weight, targets = inputs(torch.float32)
     exact_loss, *exact = loss_and_gradients(reference.linear_cross_entropy, hidden, weight, targets)

@@ -7,7 +7,7 @@ import torch
 
 from crate_model.config import SAEConfig
 from crate_model.ops.precision import matmul_precision
-from crate_model.ops.sparse_autoencoder import gradients
+from crate_model.ops.sparse_autoencoder import Workspace, gradients
 from crate_model.sae import BANDWIDTH, SparseAutoencoder, loss
 
 VARIANTS = ("relu", "topk", "batchtopk", "jumprelu")
@@ -64,6 +64,21 @@ def test_gradients_in_single_precision(variant: str) -> None:
     for name, gradient in expected.items():
         scale = float(gradient.abs().max())
         torch.testing.assert_close(got.by_name[name], gradient, atol=1e-5 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_used_again_changes_no_bit(variant: str) -> None:
+    """By another autoencoder of the same shape, by one of another shape, and with a batch of another length."""
+    workspace = Workspace()
+    for n, d_sae in ((40, 30), (40, 30), (40, 12), (17, 30), (40, 30)):
+        sae, v = autoencoder(variant, d_sae=d_sae), data(n)
+        alone, shared = gradients(sae, v, 0.01), gradients(sae, v, 0.01, workspace=workspace)
+        assert torch.equal(shared.features, alone.features) and torch.equal(shared.losses.total, alone.losses.total)
+        for name, gradient in alone.by_name.items():
+            assert torch.equal(shared.by_name[name], gradient), name
+    addresses = {tensor.data_ptr() for tensor in workspace.held.values()}
+    gradients(autoencoder(variant), data(), 0.01, workspace=workspace)
+    assert {tensor.data_ptr() for tensor in workspace.held.values()} == addresses
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
