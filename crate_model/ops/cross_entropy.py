@@ -38,7 +38,9 @@ def token_losses(
     hidden, weight = (precision.widened(tensor) for tensor in precision.autocast(hidden, weight))
     losses = torch.empty(len(targets), dtype=_exact(hidden), device=hidden.device)
     for rows, logits in _logits_by_chunk(hidden, weight):
-        losses[rows] = F.cross_entropy(logits.to(losses.dtype), targets[rows], ignore_index=-1, reduction="none")
+        for block in _blocks(logits):
+            own, asked = losses[rows][block], targets[rows][block]
+            own.copy_(F.cross_entropy(logits[block].to(own.dtype), asked, ignore_index=-1, reduction="none"))
     return losses
 
 
@@ -119,15 +121,21 @@ def _losses_and_surprise(logits: Tensor, targets: Tensor, hidden: Tensor, weight
     return losses, probabilities.to(logits.dtype)
 
 
+def _blocks(logits: Tensor) -> list[slice]:
+    """The rows in parts whose float32 copies stay in a CPU's cache; in one part on a GPU and in a compiled graph."""
+    n_rows = len(logits)
+    size = n_rows if _branches_cost(logits) else max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, max(1, size))]
+
+
 def _in_blocks(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """The same for narrow logits, a few rows at a time: their wide copies stay in a CPU's cache, and in one piece of memory."""
-    exact, size = _exact(logits), max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+    exact, blocks = _exact(logits), _blocks(logits)
     losses = torch.empty(len(logits), dtype=exact)
-    wide = torch.empty(min(size, len(logits)), logits.shape[1], dtype=exact)
+    wide = torch.empty(blocks[0].stop, logits.shape[1], dtype=exact)
     minus_one = torch.full_like(targets, -1, dtype=exact)
-    for start in range(0, len(logits), size):
-        rows = slice(start, start + size)
-        block = wide[: len(logits[rows])].copy_(logits[rows])
+    for rows in blocks:
+        block = wide[: rows.stop - rows.start].copy_(logits[rows])
         torch.softmax(block, -1, out=block)
         losses[rows] = _losses(block, targets[rows], hidden[rows], weight)
         logits[rows] = block.scatter_add_(1, targets[rows], minus_one[rows])
