@@ -16,7 +16,6 @@ from pipeline.config import RuntimeConfig
 from pipeline.config_load import Cell, LoadedConfig
 from pipeline.dag import Plan, training_flops, why_made
 from pipeline.forecast.assumed import CORES, Assumed
-from pipeline.forecast.machine import Rates
 from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
 from pipeline.forecast.sweep import forecast
 from pipeline.forecast.table import as_json
@@ -35,8 +34,8 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     loaded = _with_text(plan.loaded, tokens)
     if assumed.device == CORES:  # each is a worker of its own
         loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": RuntimeConfig()}))
-    found = forecast(loaded, assumed.machine, kept=kept)
-    rate = assumed.machine.peak_flops * Rates().train_utilisation
+    found = forecast(loaded, assumed.machine, assumed.rates, kept)
+    rate = assumed.machine.peak_flops * assumed.rates.train_utilisation
     made_by = plan.made_by
     cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
     steps = [
@@ -190,7 +189,7 @@ def _told(rows: dict[str, Any]) -> list[str]:
         f"All stages: {found['hours']:.3g} hours, {found['gpu_hours']:.3g} {rows['device']}-hours "
         f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {_by_cell(found['critical_path'])}"
     )
-    return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast/machine.py"]
+    return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast"]
 
 
 def _tokens_and_bytes(counts: dict[str, int]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.pretrain.meter import peak_flops
 
 CORES = "device"  # the name of a core of this machine
+HERE = Rates(trainer_start_seconds=15.0, stage_start_seconds=4.0, report_seconds=6.0)  # of the quickstart, on two cores
 USUAL_GPU, USUAL_GPUS, CORES_A_GPU = "H100", 8, 8
 
 
@@ -21,6 +22,7 @@ class Assumed:
     machine: Machine
     device: str
     said: str
+    rates: Rates = field(default_factory=Rates)
 
 
 def peak_of(gpu: str) -> float:
@@ -47,7 +49,7 @@ def assume(gpu: str = "", gpus: int = 0, only_gpus: bool = False) -> Assumed:
     cores = os.cpu_count() or 1
     machine = Machine(cores, cores, _matrix_product_rate() / cores, gpus_per_node=cores)
     said = f"no GPU is here or named (--gpu H100 --gpus 8): each of {cores} cores as a device"
-    return Assumed(machine, CORES, said)
+    return Assumed(machine, CORES, said, HERE)
 
 
 def _gpus(name: str, count: int, how: str) -> Assumed:
