@@ -115,14 +115,14 @@ def measured_edges(job: Job, corpus: Corpus, reader: Reader, first: int) -> dict
 def pilot_counts(job: Job, corpus: Corpus, reader: Reader, first: int) -> dict[tuple[str, int], np.ndarray]:
     """Histograms (neurons, levels) of the pilot batches, by site and number of rows.
 
-    Workers share the counting without waiting for each other: each begins at another part of it (`first` is the shard it
-    begins with), and takes over the parts that it finds counted.
+    Workers share the counting without waiting for each other: they begin far apart (`first` is the shard a worker begins with),
+    and take over the parts that they find counted.
     """
     from safetensors.numpy import load_file
 
     total: dict[tuple[str, int], np.ndarray] = {}
-    for turn in range(job.n_pilots):
-        part = (first + turn) % job.n_pilots
+    start = first * job.n_pilots // job.n_workers
+    for part in ((start + turn) % job.n_pilots for turn in range(job.n_pilots)):
         path = job.pilot_file(part)
         if not job.have(path):
             count_pilot_part(job, corpus, reader, part)

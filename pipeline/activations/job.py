@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHARD_TOKENS = 1 << 20  # about; more shards than workers, so that a lost one costs little
 MOST_SHARDS = 16  # but each leaves a file of a size that does not depend on its tokens
-MOST_PILOTS = 8
+N_PILOTS = 8  # where workers share: so many parts that it costs little when two count the same one
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Job:
     @property
     def n_pilots(self) -> int:
         """Parts in which the quantiles are measured."""
-        return min(self.n_workers, MOST_PILOTS)
+        return 1 if self.n_workers == 1 else N_PILOTS
 
     def corpus(self) -> Corpus:
         return Corpus(TokenSplit(self.tokens, "val"), self.config, self.n_ctx)

@@ -49,7 +49,8 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     if len(shards) == 1:  # an actor is a new process, which takes longer to start than a small model to be read
         read = rows.map(read_alone, fn_args=(job,), **resources)  # type: ignore[arg-type]
     else:
-        pool = ActorPoolStrategy(size=min(job.n_workers, len(shards)))
+        # One shard at a time each: else the first actor that is up takes what the others are there for.
+        pool = ActorPoolStrategy(size=min(job.n_workers, len(shards)), max_tasks_in_flight_per_actor=1)
         read = rows.map(ShardReader, fn_constructor_args=(job,), compute=pool, **resources)  # type: ignore[arg-type]
     start, finished = progress.state.done, dict[str, int]()
     try:
