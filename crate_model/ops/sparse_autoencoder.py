@@ -19,16 +19,14 @@ class Workspace:
     """Memory for the results as large as the features, used again from batch to batch and by one autoencoder after the other:
     on a CPU it costs as much to get such memory anew as to compute what is written into it."""
 
-    held: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
+    held: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def out_of(self, product: Callable[..., Tensor], name: str, *factors: Tensor) -> Tensor:
-        """`product(*factors)`, written where the last result of this name and shape lay."""
-        shape = torch.Size((factors[-2].shape[0], factors[-1].shape[1]))
-        before = self.held.get((name, shape))
-        fits = before is not None and (before.dtype, before.device) == (factors[-1].dtype, factors[-1].device)
-        result = product(*factors, out=before) if fits else product(*factors)
-        self.held[name, shape] = result
-        return result
+        """`product(*factors)`, written where the last result of this name and kind lay."""
+        first, last = factors[-2:]
+        key = (name, len(first), last.shape[1], last.dtype, last.device)
+        self.held[key] = product(*factors, out=self.held.get(key))
+        return self.held[key]
 
 
 @dataclass(frozen=True)
