@@ -39,8 +39,8 @@ def token_losses(
     losses = torch.empty(len(targets), dtype=_exact(hidden), device=hidden.device)
     for rows, logits in _logits_by_chunk(hidden, weight):
         for block in _blocks(logits):
-            own, asked = losses[rows][block], targets[rows][block]
-            own.copy_(F.cross_entropy(logits[block].to(own.dtype), asked, ignore_index=-1, reduction="none"))
+            wide, asked = logits[block].to(losses.dtype), targets[rows][block]
+            losses[rows][block] = F.cross_entropy(wide, asked, ignore_index=-1, reduction="none")
     return losses
 
 
@@ -129,7 +129,8 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 
 def _in_blocks(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """The same for narrow logits, a few rows at a time: their wide copies stay in a CPU's cache, and in one piece of memory."""
+    """The same for narrow logits, a few rows at a time: their wide copies stay in a CPU's cache, and in one piece of memory.
+    Float32 logits are a quarter slower this way: they need no copies."""
     exact, blocks = _exact(logits), _blocks(logits)
     losses = torch.empty(len(logits), dtype=exact)
     wide = torch.empty(blocks[0].stop, logits.shape[1], dtype=exact)
