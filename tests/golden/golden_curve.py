@@ -7,6 +7,7 @@ is imported.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -27,7 +28,10 @@ STEPS = 30
 
 
 def processor() -> str:
-    """Maker, family and model of this machine's processor, as Linux tells them; empty where it does not."""
+    """Maker, family and model of this machine's processor, as Linux tells them; empty where it does not.
+
+    `runtime.processor_name` would not do: hypervisors give many models one name.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -36,7 +40,7 @@ def processor() -> str:
     return " ".join(told.get(name, "") for name in ("vendor_id", "cpu family", "model"))
 
 
-def main(order: str = "") -> None:
+def main(order: str) -> None:
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     import pyarrow.parquet as pq
     import torch
@@ -63,7 +67,7 @@ def main(order: str = "") -> None:
                 for name in ("loss", "grad_norm", "val_loss")
             }
             curves[architecture]["consumed"] = job.read_note("outcome.json")["summary"]["consumed"]
-    if order not in ("add", "renew"):
+    if order == "print":
         print(json.dumps(curves, indent=1))
         return
     recorded = json.loads(PLACE.read_text()) if order == "add" else {}
@@ -73,4 +77,6 @@ def main(order: str = "") -> None:
 if __name__ == "__main__":
     if any(os.environ.get(name) != value for name, value in PINNED.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PINNED})
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("order", nargs="?", choices=("print", "add", "renew"), default="print")
+    main(parser.parse_args().order)
