@@ -42,7 +42,6 @@ class Nodes:
     gcs: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     dashboard_port: int = field(default_factory=free_port)
     workers: list[subprocess.Popen] = field(default_factory=list)
-    n_started: int = 0
 
     @property
     def variables(self) -> dict[str, str]:
@@ -78,8 +77,8 @@ class Nodes:
     def _start(self, *arguments: str) -> subprocess.Popen:
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
         options = ["--block", "--disable-usage-stats", "--object-store-memory=100000000"]
-        self.n_started += 1  # each node has a folder of its own, as a pod has: a node unpacks the job's code anew
-        whole = ray_command("start", *options, f"--temp-dir={self.folder / str(self.n_started)}", *arguments, *ports)
+        own = tempfile.mkdtemp(prefix="", dir=self.folder)  # as a pod has: each node unpacks the job's code anew
+        whole = ray_command("start", *options, f"--temp-dir={own}", *arguments, *ports)
         with (self.folder / "nodes.log").open("a") as log:
             return subprocess.Popen(whole, env=self.variables, stdout=log, stderr=log, start_new_session=True)
 
