@@ -150,6 +150,7 @@ def test_gpu_hours_are_never_told_by_the_cores_of_the_head(monkeypatch: pytest.M
     assert "assumed: name yours" in found.said
     here = assume()
     assert "cores as a device" in here.said and here.machine.gpus == here.machine.cores
+    assert here.rates.trainer_start_seconds < found.rates.trainer_start_seconds  # no image to pull, no NCCL
     with pytest.raises(ConfigError, match="no peak is known of a GPU called toaster"):
         assume("toaster")
 
