@@ -26,6 +26,7 @@ from pipeline.errors import ResourceError
 JUDGE_KEY = "CRATE_JUDGE_API_KEY"
 SIMULATOR_KEY = "CRATE_SIMULATOR_API_KEY"  # of runtime.judge_simulator_url, where that is another server
 BUSY_CLUSTER_SECONDS = 60
+NOT_UP_IN_TIME = "timed out during startup"
 
 
 def api_key(name: str = JUDGE_KEY) -> str | None:
@@ -104,6 +105,18 @@ def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
 
 
 def _start_private_cluster(runtime: RuntimeConfig) -> None:
+    """Twice at most: a node that is not up within Ray's half minute, on a busy machine, is begun anew."""
+    for last in (False, True):
+        try:
+            return _init_here(runtime)
+        except Exception as error:  # Ray has no class of its own for this one
+            if NOT_UP_IN_TIME not in str(error):
+                raise
+            if last:
+                raise ConnectionError(str(error)) from error
+
+
+def _init_here(runtime: RuntimeConfig) -> None:
     import ray
 
     ray.init(
