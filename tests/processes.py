@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 
 import psutil
 
@@ -17,3 +18,13 @@ def named_below(part: str, pid: int | None = None) -> list[psutil.Process]:
                 if part in " ".join(process.cmdline()[:1]):
                     found.append(process)
     return found
+
+
+def kill_with_all_below(started: subprocess.Popen) -> None:
+    """By SIGKILL, all at once; those that have ended are let be."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(started.pid)
+        for victim in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+    started.wait()

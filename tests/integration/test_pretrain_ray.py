@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import subprocess
@@ -11,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from pretrain_driver import STEPS, train_one
 from pretrain_ranks import Order, Ranks
@@ -21,7 +19,7 @@ from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.store import Store
 from pipeline.errors import StageError
 from pipeline.pretrain import resume
-from tests.processes import named_below
+from tests.processes import kill_with_all_below, named_below
 
 HERE = Path(__file__).parent
 
@@ -120,10 +118,7 @@ def test_a_killed_cluster_ends_in_the_same_bits(root: Path, core: dict[str, str]
     """The driver and all of its cluster die by kill -9 at once. A driver alone is killed in tests/e2e/test_bucket.py."""
     driver = start_driver(root)
     wait_for_step(root, "driver", random.randint(5, 40))
-    cluster = psutil.Process(driver.pid)
-    for victim in [cluster, *cluster.children(recursive=True)]:
-        kill(victim)
-    driver.wait()
+    kill_with_all_below(driver)
     assert 5 <= resume.steps(resume_folder(root, "driver"))[-1] < STEPS
     driver = start_driver(root)
     output = driver.communicate(timeout=280)[0]
@@ -136,8 +131,3 @@ def test_a_killed_cluster_ends_in_the_same_bits(root: Path, core: dict[str, str]
 def start_driver(root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", str(HERE / "pretrain_driver.py"), str(root), "driver"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()

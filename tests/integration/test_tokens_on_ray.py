@@ -18,7 +18,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import STOP_NOTE
 from pipeline.tokens import stage
-from tests.processes import named_below
+from tests.processes import kill_with_all_below, named_below
 from tests.tokens_lab import contents, context, jsonl, make, record, write_lines
 
 FILES = 6
@@ -132,12 +132,6 @@ def run_driver(root: Path, config, how: str) -> subprocess.Popen:
     command = [sys.executable, "-c", DRIVER, str(root), config.model_dump_json(), how]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-
-
-def kill_with_all_below(process: subprocess.Popen) -> None:
-    for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        victim.kill()
-    process.wait()
 
 
 def go_on(root: Path, config, shards_before: dict[str, int]) -> Artifact:
