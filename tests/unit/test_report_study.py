@@ -15,7 +15,8 @@ from pipeline.report.replicas import over_seeds
 from pipeline.report.scaling import all_series, fit_rows, offset_rows
 from pipeline.report.study import Study, gather
 from pipeline.report.tables import all_tables
-from tests.synthetic_sweep import EXPONENT, SyntheticSweep, fresh_store
+from tests.synthetic_artifacts import EXPONENT
+from tests.synthetic_sweep import SyntheticSweep, fresh_store
 
 
 @pytest.fixture
