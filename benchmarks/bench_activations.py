@@ -12,8 +12,8 @@ with natural frequencies, cut into documents. Yardstick: `plain_activations.py`.
   pass (logits of every position); beside it, over a pass that stops at the last neurons. The quantiles' measuring pass counts.
 - peak_memory: of one worker that then writes the records too, at ten times the tokens (quick: four times). The model has one
   layer here: what grew with the tokens would grow in each layer alike, and five million tokens of three take a core long.
-- bytes_moved_an_activation, finish: what gathering reads and writes, counted operation by operation, and the rate at which one
-  process puts the workers' parts together. The estimate in `docs/activations.md` rests on them.
+- scan_over_plain_torch: the compiled kernels that look at every activation, against the same in plain torch, on one thread.
+- finish: the rate at which one process puts the workers' parts together. The estimate in `docs/activations.md` rests on it.
 - one_neuron_open, one_neuron_read: of 12 layers x 3,072 neurons, made up (`synthetic_records.py`): milliseconds to open the files
   and read a neuron, and to read another.
 - speed_of_2_workers: over one worker's, in turn with it, where there are two cores. Beside it speed_of_2_cores: of two passes to
@@ -107,48 +107,37 @@ def core(folder: Path, n_tokens: int, n_layer: int = 3) -> dict[str, float]:
     return rates | {"parts_bytes": parts, "peak_bytes": peak()}
 
 
-def traffic(folder: Path, n_tokens: int) -> dict[str, float]:
-    """Bytes that the operations of gathering read and write, an activation: what a GPU's memory would have to move.
-
-    On a CPU they go in small pieces and partly through numpy; here they are told to do as on a GPU.
-    """
+def scan(_folder: Path, _n_tokens: int) -> dict[str, float]:
+    """Nanoseconds an activation of what gathering looks for in every one, on one thread: plain torch, and the kernels."""
+    import numpy as np
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
 
-    from pipeline.activations.collector import SiteCollector
-    from pipeline.activations.extract import Extractor
-    from pipeline.activations.job import plan_job
+    from pipeline.activations import scan
+    from pipeline.activations.priority import name_hashes, token_hashes
+    from pipeline.activations.quantiles import bin_bounds, edge_keys, level_counts
 
-    moved = seen = 0
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal moved
-            out = func(*args, **(kwargs or {}))
-            if not func.is_view:
-                read = (args[1:], out) if func is torch.ops.aten.index.Tensor else args  # of its source, what it gives
-                tensors = [t for t in tree_leaves((read, kwargs, out)) if isinstance(t, torch.Tensor)]
-                moved += sum(t.numel() * t.element_size() for t in tensors)
-            return out
-
-    add = SiteCollector.add
-
-    def counted(self: Any, batch: int, block: Any) -> None:
-        nonlocal seen
-        seen += block.values.numel()
-        with Counting():
-            add(self, batch, block)
-
-    SiteCollector.add = counted  # type: ignore[method-assign]
-    for name, module in list(sys.modules.items()):
-        if name.startswith("pipeline.activations.") and hasattr(module, "on_cpu"):
-            module.on_cpu = lambda _tensor: False  # type: ignore[attr-defined]
-    job = plan_job(*stage_arguments(folder, n_tokens, 1))
-    extractor = Extractor(job)
-    for shard in range(len(job.shards)):
-        extractor.read_shard(shard)
-    return {"bytes_an_activation": moved / seen}
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows, n_neurons = 8, 512
+    values = torch.randn(rows, N_CTX, n_neurons).relu()
+    edges = edge_keys(level_counts(values.flatten(0, 1), False).numpy(), (0.5, 0.9, 0.99, 0.999), False)
+    hashes = token_hashes(0, np.arange(rows * N_CTX)).reshape(rows, N_CTX), name_hashes(0, "site", n_neurons)
+    told = (
+        torch.ones(rows, N_CTX, dtype=torch.bool),
+        *map(torch.from_numpy, hashes),
+        bin_bounds(torch.from_numpy(edges), 5),
+    )
+    ways = {
+        "plain": lambda: (scan.plain_extremes(values, *told), scan.plain_statistics(values)),
+        "kernels": lambda: (scan.extremes(values, *told), scan.statistics(values)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(6):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: median(times[1:]) / values.numel() * 1e9 for name, times in seconds.items()}  # the first one compiles
 
 
 def forward(folder: Path, n_tokens: int) -> dict[str, float]:
@@ -192,9 +181,7 @@ def peak() -> int:
     return peak_rss_bytes()
 
 
-SIDES = {
-    f.__name__: f for f in (plain, stage, stage_bf16, one_worker, core, memory, traffic, forward, body, one_neuron)
-}
+SIDES = {f.__name__: f for f in (plain, stage, stage_bf16, one_worker, core, memory, scan, forward, body, one_neuron)}
 
 
 def side_by_side(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
@@ -227,7 +214,7 @@ def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
         runs["stage"].append(side_by_side("stage", folder, n_tokens))
     runs["stage_bf16"] = [side_by_side("stage_bf16", folder, n_tokens)] if fast_bf16() else []
     runs["memory"] = [side_by_side("memory", folder, n) for n in (few, many)]
-    runs["traffic"] = [side_by_side("traffic", folder, min(n_tokens, 2**18))]
+    runs["scan"] = [side_by_side("scan", folder, n_tokens)]
     runs["one_neuron"] = [side_by_side("one_neuron", folder, n_tokens)]
 
     def rate(side: str) -> float:
@@ -244,7 +231,7 @@ def measure(folder: Path, quick: bool, verdicts: Verdicts) -> dict[str, Any]:
         verdicts.not_run("records_bf16", "x", "", "the processor does not multiply bfloat16")
     verdicts.at_least("extraction_over_forward", rate("core") / rate("forward"), "x", 0.6)
     verdicts.measured("extraction_over_pass_to_last_neurons", rate("core") / rate("body"), "x")
-    verdicts.measured("bytes_moved_an_activation", runs["traffic"][0]["bytes_an_activation"], "bytes")
+    verdicts.measured("scan_over_plain_torch", runs["scan"][0]["plain"] / runs["scan"][0]["kernels"], "x")
     verdicts.measured("finish", runs["memory"][1]["finish_bytes_per_second"] / 1e6, "MB/s")
     verdicts.between(f"peak_memory_at_{many // few}x_tokens", growth, "x", 0.9, 1.1)
     for name in ("open", "read"):

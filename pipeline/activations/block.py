@@ -1,21 +1,19 @@
-"""One batch of one site's activations, with what the candidates of both widths need of it, computed once."""
+"""One batch of one site's activations, and where in the text it lies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import priorities, token_hashes
+from pipeline.activations.priority import token_hashes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
     """`values` (rows, n_ctx, neurons) float32; `first` is the position in val of their first token.
 
@@ -32,26 +30,13 @@ class Block:
     def first_row(self) -> int:
         return self.first // self.values.shape[1]
 
-    def parts(self, n_bytes: int) -> Iterator[Block]:
-        """The block in pieces of whole rows, whose hashes take about `n_bytes` of memory."""
-        n_rows, n_ctx, n_neurons = self.values.shape
-        size = max(1, n_bytes // (4 * n_ctx * n_neurons))
-        for row in range(0, n_rows, size):
-            yield Block(self.values[row : row + size], self.first + row * n_ctx)
-
-    def hashes(self, row: int, seed: int, of_neurons: Tensor) -> Tensor:
-        """Hashes (n_ctx, neurons) int32 of a row's tokens."""
+    def of_tokens(self, seed: int, n_rows: int) -> Tensor:
+        """Hashes (n_rows, n_ctx) int32 of the first rows' tokens."""
         import torch
 
-        if row not in self._hashed:
-            n_ctx = self.values.shape[1]
-            of_tokens = token_hashes(seed, np.arange(n_ctx) + self.first + row * n_ctx)
-            self._hashed[row] = priorities(torch.from_numpy(of_tokens).to(self.values.device), of_neurons)
-        return self._hashed[row]
-
-    @cached_property
-    def _hashed(self) -> dict[int, Tensor]:
-        return {}
+        n_ctx = self.values.shape[1]
+        hashes = token_hashes(seed, self.first + np.arange(n_rows * n_ctx)).reshape(n_rows, n_ctx)
+        return torch.from_numpy(hashes).to(self.values.device)
 
     def flat_by_neuron(self, margin: int) -> Tensor:
         """(neurons, margin + tokens + margin): all rows as one text, with `margin` tokens of the neighbours or zeros."""

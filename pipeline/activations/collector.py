@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.flat_candidates import FlatCandidates
-from pipeline.activations.moments import Moments, MomentsTree, of_values
-from pipeline.activations.priority import name_hashes, tile_length
+from pipeline.activations.moments import Moments, MomentsTree
+from pipeline.activations.priority import name_hashes
 from pipeline.activations.row_candidates import RowCandidates
+from pipeline.activations.scan import statistics
 from pipeline.activations.wanted import Wanted
 from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-HASH_BYTES = 1 << 28  # of the hashes of rows that are looked at together
 
 
 class SiteCollector:
@@ -47,14 +46,7 @@ class SiteCollector:
         self.nonzero = torch.zeros(n_neurons, dtype=torch.int64, device=device)
 
     def add(self, batch: int, block: Block) -> None:
-        if self.corpus.config.protocol == "paper":
-            self._add_part(block)
-        else:
-            for part in block.parts(HASH_BYTES):
-                self._add_part(part)
         self._add_statistics(batch, block.values[: max(0, self.corpus.n_rows - block.first_row)])
-
-    def _add_part(self, block: Block) -> None:
         for candidates in self.candidates:
             n_rows = min(len(block.values), candidates.span.n_rows - block.first_row)
             if n_rows <= 0:
@@ -68,17 +60,17 @@ class SiteCollector:
     def _add_statistics(self, batch: int, values: Tensor) -> None:
         if not len(values):
             return
-        if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):  # the sum is far quicker
+        found = statistics(values)
+        if not bool(found.sums[:, 0].isfinite().all()):
             raise ArtifactError(
                 f"the activations of {self.site} are not finite, in batch {batch}",
                 fix="The model overflows on this text: train it again with a lower learning rate, or set "
                 "activations.precision: fp32.",
             )
-        self.moments.add(batch, reduce(Moments.merged, map(of_values, values)))
-        for row in values:
-            self.maximum = self.maximum.maximum(row.amax(0))
-            for tile in row.split(tile_length(row)):
-                self.nonzero += tile.sign().abs_().sum(0).long()
+        of_rows = (Moments(values.shape[1], sums) for sums in found.sums.cpu().numpy())
+        self.moments.add(batch, reduce(Moments.merged, of_rows))
+        self.maximum = self.maximum.maximum(found.maximum.amax(0))
+        self.nonzero += found.nonzero.sum(0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that was gathered, by name, on the CPU."""

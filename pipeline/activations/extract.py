@@ -18,7 +18,8 @@ from pipeline.activations.block import Block
 from pipeline.activations.collector import SiteCollector
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.job import Job
-from pipeline.activations.quantiles import edge_keys, level_counts, n_levels
+from pipeline.activations.quantiles import edge_keys, n_levels
+from pipeline.activations.scan import level_counts
 from pipeline.activations.sites import Reader, open_reader
 
 if TYPE_CHECKING:

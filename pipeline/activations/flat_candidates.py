@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline.activations.block import Block
 from pipeline.activations.corpus import Span
-from pipeline.activations.priority import BITS, name_hashes
-from pipeline.activations.quantiles import bin_bounds, descending, least_in_bins, order_keys
+from pipeline.activations.priority import BITS, name_hashes, priorities
+from pipeline.activations.quantiles import bin_bounds, descending, order_keys
 from pipeline.activations.reservoir import NONE, POSITION_BITS, Reservoir
+from pipeline.activations.scan import extremes
 from pipeline.activations.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ class FlatCandidates:
         self.top = Reservoir(n_neurons, 1, wanted.top, span.width, device)
         self.random = Reservoir(n_neurons, 1, wanted.random, span.width, device)
         self.quantile = Reservoir(n_neurons, span.n_bins, wanted.per_quantile, span.width, device)
-        self._edges = edges.T.contiguous()
-        self._lower, self._upper = bin_bounds(self._edges)
+        self._bounds = bin_bounds(edges, span.n_bins)
         self._of_neurons = of_neurons
         # Drawn with replacement: the r-th draw of a neuron is a position by hash.
         draws = (
@@ -49,8 +49,11 @@ class FlatCandidates:
         """The first `n_rows` rows of a block."""
         import torch
 
-        values = block.values[:n_rows].flatten(0, 1)
+        rows = block.values[:n_rows]
+        values, of_tokens = rows.flatten(0, 1), block.of_tokens(self.seed, n_rows)
         positions = torch.arange(block.first, block.first + len(values), device=values.device)
+        allowed = torch.ones_like(of_tokens, dtype=torch.bool)
+        found = extremes(rows, allowed, of_tokens, self._of_neurons, self._bounds)
         margin = self.span.width // 2
         windows = block.flat_by_neuron(margin).unfold(1, self.span.width, 1)  # (neurons, starts, width)
 
@@ -58,9 +61,9 @@ class FlatCandidates:
             return windows[neurons, chosen - block.first]  # the margin is what an excerpt begins before its token
 
         self.random.offer(self._drawn(block.first, len(values)), excerpts)
-        self.top.offer(self._highest(values, positions), excerpts)
-        h = torch.cat([block.hashes(row, self.seed, self._of_neurons) for row in range(n_rows)])
-        self.quantile.offer(self._smallest(h, order_keys(values, h), positions), excerpts)
+        self.top.offer(self._highest(values, positions, found.highest.amax(0)), excerpts)
+        least = found.least.amin(0)
+        self.quantile.offer(self._smallest(values, positions, of_tokens.flatten(), least), excerpts)
 
     def _drawn(self, first: int, length: int) -> Tensor:
         """Keys (neurons, 1, draws) of the random excerpts that fall into these tokens; their priority is their number."""
@@ -70,32 +73,30 @@ class FlatCandidates:
         numbers = torch.arange(self._draws.shape[1], device=self._draws.device)
         return torch.where(inside, (numbers << POSITION_BITS) | self._draws, NONE)[:, None]
 
-    def _highest(self, values: Tensor, positions: Tensor) -> Tensor:
-        """Keys (neurons, 1, k) of the tokens with the highest activations."""
+    def _highest(self, values: Tensor, positions: Tensor, highest: Tensor) -> Tensor:
+        """Keys (neurons, 1, k) of the tokens with the highest activations; `highest` (neurons,) is the very highest."""
         import torch
 
         count = min(self.top.keys.shape[2], len(values))
         keys = torch.full((values.shape[1], 1, count), NONE, device=values.device)
-        hopeful = (descending(values.amax(0)) <= self.top.worst_priority()[:, 0]).nonzero()[:, 0]
+        hopeful = (descending(highest) <= self.top.worst_priority()[:, 0]).nonzero()[:, 0]
         for neurons in hopeful.split(GROUPS_AT_ONCE):
             of_tokens = (descending(values[:, neurons].T).long() << POSITION_BITS) | positions
             keys[neurons, 0] = of_tokens.topk(count, largest=False, sorted=False).values
         return keys
 
-    def _smallest(self, h: Tensor, order: Tensor, positions: Tensor) -> Tensor:
-        """Keys (neurons, bins, k) of the tokens in each quantile bin with the smallest hashes."""
+    def _smallest(self, values: Tensor, positions: Tensor, of_tokens: Tensor, least: Tensor) -> Tensor:
+        """Keys (neurons, bins, k) of the tokens in each quantile bin with the smallest hashes; `least` (bins, neurons) is the
+        very smallest."""
         import torch
 
-        count = min(self.quantile.keys.shape[2], len(h))
-        keys = torch.full((h.shape[1], self.span.n_bins, count), NONE, device=h.device)
-        least = least_in_bins(h, order, self._edges, self.span.n_bins)
-        hopeful = (least <= self.quantile.worst_priority()).nonzero()
+        count = min(self.quantile.keys.shape[2], len(values))
+        keys = torch.full((values.shape[1], self.span.n_bins, count), NONE, device=values.device)
+        hopeful = (self.quantile.worst_priority() >= least.T).nonzero()
         for neurons, bins in (group.T for group in hopeful.split(GROUPS_AT_ONCE)):
-            of_tokens = (h[:, neurons].long() << POSITION_BITS) | positions[:, None]
-            outside = (order[:, neurons] < self._lower[bins, neurons]) | (
-                order[:, neurons] >= self._upper[bins, neurons]
-            )
-            keys[neurons, bins] = (
-                of_tokens.masked_fill_(outside, NONE).T.topk(count, largest=False, sorted=False).values
-            )
+            h = priorities(of_tokens, self._of_neurons[neurons])
+            order = order_keys(values[:, neurons], h)
+            outside = (order < self._bounds[bins, neurons]) | (order >= self._bounds[bins + 1, neurons])
+            of_tokens_inside = ((h.long() << POSITION_BITS) | positions[:, None]).masked_fill_(outside, NONE)
+            keys[neurons, bins] = of_tokens_inside.T.topk(count, largest=False, sorted=False).values
         return keys

@@ -8,14 +8,8 @@ ends in the same tree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from pipeline.activations.priority import tile_length
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,32 +47,6 @@ class Moments:
     def _standardised(self, row: int, power: float) -> np.ndarray:
         spread = np.where(self.sums[1] > 0, self.sums[1] / self.n, np.nan)
         return self.sums[row] / self.n / spread**power
-
-
-def of_values(values: Tensor) -> Moments:
-    """Moments over the tokens of float32 values (tokens, neurons): products in float32 about the mean, sums kept in float64."""
-    import torch
-
-    n, n_neurons = values.shape
-    middle = values.mean(0)
-    size = tile_length(values)
-    buffers = values.new_empty((3, size, n_neurons))
-    of_tiles = []
-    for tile in values.split(size):
-        d, d2, power = buffers[:, : len(tile)]
-        of_tiles += [
-            torch.sub(tile, middle, out=d).sum(0),
-            torch.mul(d, d, out=d2).sum(0),
-            torch.mul(d2, d, out=power).sum(0),
-            torch.mul(d2, d2, out=power).sum(0),
-        ]
-    sums = torch.stack(of_tiles).view(-1, 4, n_neurons).double().sum(0).cpu().numpy()
-    shift = sums[0] / n  # what rounding left between `middle` and the mean
-    s2, s3, s4 = sums[1:]
-    m2 = np.maximum(s2 - n * shift**2, 0)
-    m3 = s3 - 3 * shift * s2 + 2 * n * shift**3
-    m4 = np.maximum(s4 - 4 * shift * s3 + 6 * shift**2 * s2 - 3 * n * shift**4, 0)
-    return Moments(n, np.stack([middle.double().cpu().numpy() + shift, m2, m3, m4]))
 
 
 class MomentsTree:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 BITS = 0xFFFFFFFF
 LARGEST, SMALLEST = 2**31 - 1, -(2**31)
-TILE = 1 << 15  # numbers that are worked on at a time on a CPU
 FIRST_FACTOR, SECOND_FACTOR = 0x85EBCA6B, 0xC2B2AE35
 
 
@@ -34,42 +33,13 @@ def name_hashes(seed: int, what: str, n: int) -> np.ndarray:
 
 
 def priorities(of_tokens: Tensor, of_neurons: Tensor) -> Tensor:
-    """Priorities (tokens, neurons) int32 from the hashes of tokens and neurons."""
-    if on_cpu(of_neurons):
-        return _priorities_in_cache(of_tokens.numpy(), of_neurons.numpy())
-    h = of_tokens[:, None] ^ of_neurons[None, :]
+    """Priorities (..., tokens, neurons) int32 from the hashes of tokens (..., tokens) and neurons (neurons,)."""
+    h = of_tokens[..., None] ^ of_neurons
     h ^= (h >> 16).bitwise_and_(0xFFFF)  # torch shifts keep the sign: the mask makes them logical
     h *= FIRST_FACTOR - 2**32
     h ^= (h >> 13).bitwise_and_(0x7FFFF)
     h *= SECOND_FACTOR - 2**32
     return h
-
-
-def _priorities_in_cache(of_tokens: np.ndarray, of_neurons: np.ndarray) -> Tensor:
-    """The same a few tokens at a time, which stay in a core's cache; numpy has the unsigned shift that torch has not."""
-    import torch
-
-    h = np.empty((len(of_tokens), len(of_neurons)), np.uint32)
-    size = max(1, TILE // len(of_neurons))
-    shifted = np.empty((size, len(of_neurons)), np.uint32)
-    tokens, neurons = of_tokens.view(np.uint32)[:, None], of_neurons.view(np.uint32)[None, :]
-    for first in range(0, len(h), size):
-        tile = h[first : first + size]
-        np.bitwise_xor(tokens[first : first + size], neurons, out=tile)
-        for bits, factor in ((16, FIRST_FACTOR), (13, SECOND_FACTOR)):
-            tile ^= np.right_shift(tile, bits, out=shifted[: len(tile)])
-            tile *= np.uint32(factor)
-    return torch.from_numpy(h.view(np.int32))
-
-
-def on_cpu(tensor: Tensor) -> bool:
-    """Is work to be done in pieces that a core's cache holds, and by numpy where that is faster."""
-    return tensor.device.type == "cpu"
-
-
-def tile_length(values: Tensor) -> int:
-    """Tokens of `values` (tokens, neurons) that are worked on at a time: on a GPU all."""
-    return max(1, TILE // values.shape[1]) if on_cpu(values) else len(values)
 
 
 def positions_of(priority: Tensor, of_neurons: Tensor, seed: int) -> Tensor:

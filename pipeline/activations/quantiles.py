@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.activations.priority import LARGEST, SMALLEST, on_cpu
+from pipeline.activations.priority import LARGEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +22,8 @@ FIRST, LAST = -24, 16  # powers of two: smaller activations share the lowest lev
 N_POSITIVE = (LAST - FIRST) * STEPS
 SHIFT = 23 - 4  # bits of a float below its exponent and the four that tell 16 steps apart
 LOWEST = (127 + FIRST) * STEPS  # the float 2^FIRST's bits above SHIFT
-NEURONS_AT_ONCE, TOKENS_AT_ONCE = 32, 1024  # that a CPU counts
 ZERO_KEYS = 1 << 22  # keys [0, ZERO_KEYS) belong to zeros; the smallest normal float has key ZERO_KEYS
+ZERO_FACTOR = 0x9E3779B1  # scrambles a zero's hash: its low bits decide the upper ones
 
 
 def order_keys(values: Tensor, priorities: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def order_keys(values: Tensor, priorities: Tensor) -> Tensor:
 
     bits = (values + 0.0).view(torch.int32)  # the sum turns -0 into 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    spread = (priorities * -1640531535 >> 10) & (ZERO_KEYS - 1)  # 0x9E3779B1: the low bits decide the upper ones
+    spread = (priorities * (ZERO_FACTOR - 2**32) >> 10) & (ZERO_KEYS - 1)
     zero = ~((ordered | -ordered) >> 31)  # all ones where the value is 0
     return (ordered >> 1) | (spread & zero)
 
@@ -45,30 +45,12 @@ def descending(values: Tensor) -> Tensor:
     return ~(bits ^ ((bits >> 31) & LARGEST))
 
 
-def least_in_bins(h: Tensor, order: Tensor, edges: Tensor, n_bins: int) -> Tensor:
-    """The smallest hash (neurons, bins) of the tokens in each quantile bin, LARGEST where there is no token.
-
-    `h`, `order` (tokens, neurons), `edges` (inner edges, neurons), all int32. From the top bin down; `rest` loses a bin's tokens
-    once it is done. Masks are whole numbers, all reused: several times faster than comparing and `where`.
-    """
+def bin_bounds(edges: Tensor, n_bins: int) -> Tensor:
+    """Order keys (n_bins + 1, neurons) between which the lowest bins lie, from inner edges (neurons, edges)."""
     import torch
 
-    rest, mask, inside = h.clone(), torch.empty_like(h), torch.empty_like(h)
-    least = []
-    for bin_ in range(len(edges), 0, -1):
-        torch.sub(order, edges[bin_ - 1], out=mask).bitwise_right_shift_(31).bitwise_xor_(SMALLEST)
-        if bin_ < n_bins:  # mask: LARGEST below the edge, else SMALLEST
-            least.append(torch.maximum(rest, mask, out=inside).amin(0))
-        torch.maximum(rest, mask.bitwise_not_(), out=rest)
-    return torch.stack([rest.amin(0), *reversed(least)], 1)
-
-
-def bin_bounds(edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest order keys of the bins and of the bins above them, (bins, neurons)."""
-    import torch
-
-    outer = torch.full_like(edges[:1], 1 << 30)
-    return torch.cat([-outer, edges]), torch.cat([edges, outer])
+    outer = torch.full_like(edges[:, :1], 1 << 30)
+    return torch.cat([-outer, edges, outer], 1).T[: n_bins + 1].contiguous()
 
 
 def n_levels(signed: bool) -> int:
@@ -78,20 +60,6 @@ def n_levels(signed: bool) -> int:
 
 def level_counts(values: Tensor, signed: bool) -> Tensor:
     """Histogram (neurons, levels) int64 of values (tokens, neurons)."""
-    import torch
-
-    if not on_cpu(values):
-        return _level_counts(values, signed)
-    n_tokens, n_neurons = values.shape
-    counts = torch.zeros((n_neurons, n_levels(signed)), dtype=torch.int64)
-    for neurons in torch.arange(n_neurons).split(NEURONS_AT_ONCE):  # whose counts stay in a core's cache
-        some = slice(int(neurons[0]), int(neurons[-1]) + 1)
-        for first in range(0, n_tokens, TOKENS_AT_ONCE):
-            counts[some] += _level_counts(values[first : first + TOKENS_AT_ONCE, some], signed)
-    return counts
-
-
-def _level_counts(values: Tensor, signed: bool) -> Tensor:
     import torch
 
     n_neurons, levels = values.shape[1], n_levels(signed)
@@ -138,16 +106,6 @@ def octaves(counts: np.ndarray, signed: bool) -> np.ndarray:
     zero = N_POSITIVE if signed else 0
     positive = counts[:, zero + 1 :].reshape(len(counts), LAST - FIRST, STEPS).sum(axis=2)
     return np.concatenate([counts[:, :zero].sum(axis=1)[:, None], counts[:, zero : zero + 1], positive], axis=1)
-
-
-def key_values(keys: Tensor) -> Tensor:
-    """The float32 values at order keys int32 outside [0, ZERO_KEYS): a value's own key is at least a key where the value is at
-    least this. Keys below all numbers give -inf."""
-    import torch
-
-    ordered = keys << 1
-    values = (ordered ^ ((ordered >> 31) & LARGEST)).view(torch.float32)
-    return torch.where((keys < 0) & values.isnan(), -torch.inf, values)
 
 
 def edge_values(keys: np.ndarray) -> np.ndarray:

@@ -60,5 +60,5 @@ def has_features(config: Config) -> bool:
     return bool(config.sae.expansions)
 
 
-ACTIVATIONS = Stage("activations", 2, "cell", ("tokens", "pretrain"), Settings, run, check=check)
-FEATURES = Stage("features", 2, "cell", ("tokens", "pretrain", "sae"), Settings, run, needed=has_features)
+ACTIVATIONS = Stage("activations", 3, "cell", ("tokens", "pretrain"), Settings, run, check=check)
+FEATURES = Stage("features", 3, "cell", ("tokens", "pretrain", "sae"), Settings, run, needed=has_features)

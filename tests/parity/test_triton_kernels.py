@@ -13,6 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from crate_model.ops import cross_entropy_triton, ista_triton
+from pipeline.activations import scan_triton
 
 def build(kernel, signature, constants, capability, **options):
     aligned = {(index,): [["tt.divisibility", 16]] for index, kind in enumerate(signature.values()) if kind != "fp32"}
@@ -25,6 +26,10 @@ def build(kernel, signature, constants, capability, **options):
 tiles = dict(tile_m=ista_triton.TILE_M, tile_n=ista_triton.TILE_N, tile_k=ista_triton.TILE_K, group_m=ista_triton.GROUP_M)
 pointers = dict.fromkeys(("a_ptr", "b_ptr", "start_ptr", "code_ptr", "out_ptr"), "*bf16")
 products = pointers | dict(m="i32", n="i32", k="i32", scale="fp32", threshold="fp32")
+found = dict(highest_ptr="*fp32", token_ptr="*i32", largest_ptr="*i32", least_ptr="*i32")
+looked_at = dict(values_ptr="*fp32", allowed_ptr="*i8", of_tokens_ptr="*i32", of_neurons_ptr="*i32", bounds_ptr="*i32")
+sizes = dict(n_ctx="i32", n_neurons="i32")
+summed = dict(values_ptr="*fp32", sums_ptr="*fp64", maximum_ptr="*fp32", nonzero_ptr="*i32")
 rows = dict(logits_ptr="*bf16", targets_ptr="*i64", losses_ptr="*fp32", n_words="i32")
 for capability in (80, 90):
     for flags in (dict(has_start=False, masks=False), dict(has_start=True, masks=True)):
@@ -32,6 +37,12 @@ for capability in (80, 90):
               num_warps=ista_triton.WARPS, num_stages=ista_triton.STAGES)
     build(cross_entropy_triton.kernel, rows, dict(block=cross_entropy_triton.BLOCK), capability,
           num_warps=cross_entropy_triton.WARPS)
+    for n_bins in (8, 16):
+        build(scan_triton.extremes_kernel, looked_at | found | sizes | dict(n_bins="i32"),
+              dict(tile_tokens=scan_triton.TOKENS_OF_BINS, tile_bins=n_bins, tile_neurons=scan_triton.NEURONS),
+              capability, num_warps=scan_triton.WARPS)
+    build(scan_triton.statistics_kernel, summed | sizes,
+          dict(tile_tokens=scan_triton.TOKENS, tile_neurons=scan_triton.NEURONS), capability, num_warps=scan_triton.WARPS)
 """
 
 
@@ -47,12 +58,12 @@ def run(*command: str, **environment: str) -> str:
 
 def test_forward_and_backward_under_the_interpreter() -> None:
     files = sorted(str(path) for path in Path(__file__).parent.glob("interpreted_*.py"))
-    assert len(files) == 2
+    assert len(files) == 3
     assert "failed" not in run("-m", "pytest", "-q", *files, TRITON_INTERPRET="1")
 
 
 def test_compiles_for_sm80_and_sm90() -> None:
     """To machine code, within the shared memory of an A100 and an H100, the products on tensor cores."""
     built = [line.split() for line in run("-c", COMPILE).splitlines()]
-    assert [capability for capability, _, _ in built] == ["80"] * 3 + ["90"] * 3
-    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", "False"] * 2
+    assert [capability for capability, _, _ in built] == ["80"] * 6 + ["90"] * 6
+    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * 4] * 2

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.activations import job as jobs
-from pipeline.activations.moments import Moments, MomentsTree, of_values
+from pipeline.activations.moments import Moments, MomentsTree
 from pipeline.activations.priority import name_hashes, positions_of, priorities, token_hashes
 from pipeline.activations.reservoir import EMPTY, NONE, Reservoir
+from pipeline.activations.scan import statistics
 from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.records import Records
 from pipeline.artifacts.store import Store
@@ -64,6 +65,10 @@ def test_a_reservoir_keeps_the_smallest_keys_however_they_come(data):
         kept = reservoir.keys[neuron, bin_]
         np.testing.assert_array_equal(np.sort(kept[kept < EMPTY].numpy()), best)
         np.testing.assert_array_equal(reservoir.activations[neuron, bin_, kept < EMPTY, 1].numpy(), kept[kept < EMPTY])
+
+
+def of_values(values: torch.Tensor) -> Moments:
+    return Moments(len(values), statistics(values[None]).sums[0].numpy())
 
 
 @given(st.permutations(range(11)), st.integers(1, 4))
