@@ -67,6 +67,20 @@ def wait_for_step(root: Path, name: str, step: int) -> None:
         time.sleep(0.01)
 
 
+def test_a_killed_cluster_ends_in_the_same_bits(root: Path, core: dict[str, str]) -> None:
+    """The driver and all of its cluster die by kill -9 at once. A driver alone is killed in tests/e2e/test_bucket.py."""
+    driver = start_driver(root)
+    wait_for_step(root, "driver", random.randint(5, 40))
+    kill_with_all_below(driver)
+    assert 5 <= resume.steps(resume_folder(root, "driver"))[-1] < STEPS
+    driver = start_driver(root)
+    output = driver.communicate(timeout=280)[0]
+    assert "trained" in output, output
+    assert hashes(root / "driver") == core
+    outcome = json.loads((root / "store" / ".scratch" / "driver" / "outcome.json").read_text())
+    assert outcome["summary"]["train_tokens"] == STEPS * 256
+
+
 @pytest.fixture(scope="module")
 def core_of_two(root: Path) -> dict[str, str]:
     """Hashes of what two ranks of the loop make without Ray."""
@@ -112,20 +126,6 @@ def test_divergence_is_raised_as_it_was_and_is_not_retried(ray_cluster: dict[str
     with pytest.raises(StageError) as told:
         run(job.settings, {"tokens": tokens}, job.out_folder, job.context)
     assert "diverged at step" in told.value.what and told.value.fingerprint == "diverging"
-
-
-def test_a_killed_cluster_ends_in_the_same_bits(root: Path, core: dict[str, str]) -> None:
-    """The driver and all of its cluster die by kill -9 at once. A driver alone is killed in tests/e2e/test_bucket.py."""
-    driver = start_driver(root)
-    wait_for_step(root, "driver", random.randint(5, 40))
-    kill_with_all_below(driver)
-    assert 5 <= resume.steps(resume_folder(root, "driver"))[-1] < STEPS
-    driver = start_driver(root)
-    output = driver.communicate(timeout=280)[0]
-    assert "trained" in output, output
-    assert hashes(root / "driver") == core
-    outcome = json.loads((root / "store" / ".scratch" / "driver" / "outcome.json").read_text())
-    assert outcome["summary"]["train_tokens"] == STEPS * 256
 
 
 def start_driver(root: Path) -> subprocess.Popen[str]:
