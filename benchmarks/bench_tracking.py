@@ -92,7 +92,7 @@ def trainer() -> Callable[[], dict[str, float]]:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return dict.fromkeys(LOGGED, float(loss))
+        return dict.fromkeys(LOGGED, loss.item())
 
     return step
 
