@@ -1,7 +1,7 @@
 """The kernels of `scan.py` for a CPU, compiled by numba when they are first called.
 
 Loops over neurons are the innermost, so that the compiler works on as many neurons at once as a register holds. A neuron's sums
-are added up token by token in float64: the same bits on every processor.
+are added up token by token in float64, however many that are.
 """
 
 from __future__ import annotations
