@@ -6,13 +6,14 @@ from crate_model.config import ModelConfig
 from crate_model.flops import activation_bytes, count_parameters
 from pipeline.artifacts.saes import tap_width
 from pipeline.config import Config
+from pipeline.forecast.work import QUANTILE_BINS
 from pipeline.sae.planned import planned_sites
 
 # Bytes a parameter: weights, gradients (of the backward pass, and summed in float32), and what the optimizer keeps (float32
 # master weights where the model's own are shorter, two moments). *Source:* `pretrain/engine.py`; Rajbhandari et al. 2020.
 HALF, FULL = (2, 2 + 4, 4 + 8), (4, 4, 8)
 ZERO_STAGES = (0, 1, 2, 3)
-QUANTILE_BINS, ACTIVATION_BYTES = 12, 4
+LONG_BINS, ACTIVATION_BYTES = 5, 4  # quantile bins of the long excerpts
 
 
 def gpu_bytes(model: ModelConfig, precision: str, stage: int, workers: int, windows: int = 1) -> int:
@@ -33,7 +34,8 @@ def stored_bytes(config: Config) -> dict[str, int]:
     weights = 4 * count_parameters(model).total
     steps = recipe.total_tokens // recipe.batch_tokens
     kept = steps.bit_length() if recipe.keep_log_spaced else 0
-    long, short = read.top + read.random, read.top + read.random + QUANTILE_BINS * read.per_quantile
+    bins = (LONG_BINS, QUANTILE_BINS[read.protocol])
+    long, short = (read.top + read.random + n * read.per_quantile for n in bins)
     a_neuron = ACTIVATION_BYTES * (long * read.window + short * read.window_short)
     layers = range(model.n_layer) if read.layers == "all" else read.layers
     sites = planned_sites(config.sae, model)

@@ -8,6 +8,7 @@ import operator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -15,16 +16,19 @@ from rich.console import Console
 from crate_model.config import ModelConfig
 from crate_model.flops import activation_bytes, count_parameters
 from crate_model.model import LanguageModel
+from pipeline.artifacts.checkpoint import model_config
 from pipeline.artifacts.store import Store
+from pipeline.config import Config
 from pipeline.config_load import load_config
 from pipeline.dag import plan
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.forecast.assumed import assume
-from pipeline.forecast.room import ZERO_STAGES, gpu_bytes
+from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
 from pipeline.plan import plan_rows, print_plan
 from pipeline.progress import amount
 from pipeline.sweep import _refuse_above
 from tests.synthetic_sweep import SyntheticSweep, fresh_store
+from tests.unit import activation_cases
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ISSUE_2 = {"name", "architecture", "n_layer", "d_model", "n_params", "n_params_non_embedding"}
@@ -162,3 +166,21 @@ def test_the_command_takes_the_gpu_s_name() -> None:
     add_arguments(parser)
     options = parser.parse_args(["--config", "x.yaml", "--plan", "--gpu", "h200", "--gpus", "64"])
     assert (options.gpu, options.gpus) == ("h200", 64)
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+def test_room_for_records_is_what_records_take_before_they_are_compressed(protocol: str, tmp_path: Path) -> None:
+    """Those excerpts counted too that a short text does not give."""
+    store = Store(tmp_path)
+    asked = activation_cases.settings(protocol=protocol)
+    inputs = {
+        "tokens": activation_cases.tokens_artifact(store, 3333),
+        "pretrain": activation_cases.model_artifact(store),
+    }
+    made = activation_cases.extract(store, asked, inputs)
+    excerpts = pq.read_table(made.folder / "excerpts.parquet", columns=["width"])
+    missing = [site["missing"].items() for site in made.summary["sites"].values()]
+    widths = sum(excerpts["width"].to_pylist()) + sum(int(k.split("/")[0]) * n for site in missing for k, n in site)
+    config = Config(model=model_config(inputs["pretrain"]), activations=asked.activations)
+    assert stored_bytes(config)["activations"] == 4 * widths
+    assert stored_bytes(config)["pretrain"] == 4 * count_parameters(config.model).total
