@@ -14,6 +14,7 @@ from pipeline.sae.planned import planned_sites
 HALF, FULL = (2, 2 + 4, 4 + 8), (4, 4, 8)
 ZERO_STAGES = (0, 1, 2, 3)
 LONG_BINS, ACTIVATION_BYTES = 5, 4  # quantile bins of the long excerpts
+STATE = 3  # float32 copies: weights and two moments. *Source:* `pretrain/resume.py`
 
 
 def gpu_bytes(model: ModelConfig, precision: str, stage: int, workers: int, windows: int = 1) -> int:
@@ -43,7 +44,7 @@ def stored_bytes(config: Config) -> dict[str, int]:
     widths = [tap_width(model, site.tap) for site in sites]
     return {
         "pretrain": weights * (1 + kept),
-        "training_checkpoints": 4 * weights * config.runtime.keep_checkpoints,
+        "training_checkpoints": STATE * weights * (config.runtime.keep_checkpoints + 1),  # while one more is written
         "activations": a_neuron * len(layers) * tap_width(model, read.tap),
         "sae": sum(4 * (2 * n * width + n + width) for n, width in zip(features, widths, strict=True)),
         "features": a_neuron * sum(features),

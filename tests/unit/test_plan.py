@@ -16,15 +16,16 @@ from rich.console import Console
 from crate_model.config import ModelConfig
 from crate_model.flops import activation_bytes, count_parameters
 from crate_model.model import LanguageModel
-from pipeline.artifacts.checkpoint import model_config
+from pipeline.artifacts.checkpoint import CURVE_SCHEMA, model_config, write_model
 from pipeline.artifacts.store import Store
-from pipeline.config import Config
+from pipeline.config import Config, RuntimeConfig
 from pipeline.config_load import load_config
 from pipeline.dag import plan
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.forecast.assumed import assume
 from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
 from pipeline.plan import plan_rows, print_plan
+from pipeline.pretrain import resume
 from pipeline.progress import amount
 from pipeline.sweep import _refuse_above
 from tests.synthetic_sweep import SyntheticSweep, fresh_store
@@ -183,4 +184,16 @@ def test_room_for_records_is_what_records_take_before_they_are_compressed(protoc
     widths = sum(excerpts["width"].to_pylist()) + sum(int(k.split("/")[0]) * n for site in missing for k, n in site)
     config = Config(model=model_config(inputs["pretrain"]), activations=asked.activations)
     assert stored_bytes(config)["activations"] == 4 * widths
-    assert stored_bytes(config)["pretrain"] == 4 * count_parameters(config.model).total
+
+
+def test_room_for_weights_and_checkpoints_is_what_they_take(tmp_path: Path) -> None:
+    model = LanguageModel(ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=64, vocab_size=5000))
+    config = Config(model=model.config, runtime=RuntimeConfig(keep_checkpoints=1))
+    write_model(tmp_path, model.config, model.state_dict())
+    whole = {part: {name: tensor.detach() for name, tensor in model.named_parameters()} for part in resume.PARTS}
+    curve: dict[str, list] = {name: [] for name in CURVE_SCHEMA.names}
+    kept = resume.write(tmp_path / "resume", resume.Snapshot(resume.Counters(step=1), whole, curve), keep=1)
+    room = stored_bytes(config)
+    assert room["pretrain"] == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.01)
+    one = sum(path.stat().st_size for path in kept.glob("*.safetensors"))
+    assert room["training_checkpoints"] == pytest.approx(2 * one, rel=0.01)  # one more is written before it goes
