@@ -71,18 +71,15 @@ class Costs:
         return self._one_gpu(tokens * self._forward(config, self.gpus_per_worker))
 
     def _activations(self, config: Config) -> Work:
-        settings = config.activations
-        tokens = settings.tokens + settings.tokens_short
         gpus = self.workers * self.gpus_per_worker
-        seconds = tokens * self._forward(config, gpus) / self.rates.extraction_share
+        seconds = read_tokens(config) * self._forward(config, gpus) / self.rates.extraction_share
         return Work(gpus, self.workers, self.rates.stage_start_seconds + seconds, "forward passes")
 
     def _features(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
         encode = sum(2 * tap_width(config.model, site.tap) ** 2 * site.expansion for site in sites)
         work = self._activations(config)
-        tokens = config.activations.tokens + config.activations.tokens_short
-        more = tokens * encode / self._flops(work.gpus, self.rates.forward_utilisation)
+        more = read_tokens(config) * encode / self._flops(work.gpus, self.rates.forward_utilisation)
         return Work(work.gpus, work.cores, work.seconds + more, "forward passes")
 
     def _sae(self, config: Config) -> Work:
@@ -135,6 +132,13 @@ class Costs:
 
     def _val_tokens(self, config: Config) -> float:
         return config.tokens.expected_text_bytes / self.rates.bytes_per_token * self.rates.pile_val_share
+
+
+def read_tokens(config: Config) -> int:
+    """Tokens that go through the model for records: the text, and before it, for the quantiles of both widths, a part or all."""
+    settings = config.activations
+    text = max(settings.tokens, settings.tokens_short)
+    return text + (text if settings.protocol == "paper" else min(text, 2 * settings.quantile_tokens))
 
 
 def judge_calls(config: Config, neurons: int) -> tuple[int, int]:

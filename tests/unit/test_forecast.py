@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crate_model.flops import train_flops_per_token
+from pipeline.activations.sites import Reader
+from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.config_load import load_config
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.forecast.schedule import Task, play
 from pipeline.forecast.sweep import best_split, forecast
-from pipeline.forecast.work import Costs, Work, judge_calls
+from pipeline.forecast.work import Costs, Work, judge_calls, read_tokens
+from tests.unit import activation_cases
 
 PILE = Path(__file__).parents[2] / "configs" / "pile.yaml"
 H100S = Machine(gpus=64, cores=512, peak_flops=989e12)
@@ -98,6 +101,22 @@ def test_the_judge_is_asked_as_often_as_the_metrics_need() -> None:
         update={"interpret": corrected.interpret.model_copy(update={"metrics": ("random_only",)})}
     )
     assert judge_calls(one, 1) == (1, 5)
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+def test_the_tokens_that_are_read_for_records(protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = Store(tmp_path), activation_cases.settings(protocol=protocol)
+    inputs = {
+        "tokens": activation_cases.tokens_artifact(store, 3333),
+        "pretrain": activation_cases.model_artifact(store),
+    }
+    seen, read = [], Reader.read
+    monkeypatch.setattr(Reader, "read", lambda self, ids: seen.append(ids.numel()) or read(self, ids))
+    activation_cases.extract(store, asked, inputs)
+    reckoned = read_tokens(Config(activations=asked.activations))
+    assert (
+        0.8 * reckoned < sum(seen) <= reckoned
+    )  # of a short text, both widths' quantiles are measured on some of the same
 
 
 def test_only_a_judge_that_is_a_language_model_is_charged_as_one() -> None:
