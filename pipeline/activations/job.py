@@ -91,6 +91,10 @@ class Job:
         return path.is_file()
 
 
+def shards_of(n_tokens: int, n_workers: int) -> int:
+    return max(n_workers, min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS)))
+
+
 def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Context) -> Job:
     """Raises ConfigError when text, model and settings do not go together."""
     n_workers = max(1, context.runtime.workers_per_cell)
@@ -101,7 +105,7 @@ def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Contex
     if job.autoencoders is None:
         check_layers(settings.activations, model.n_layer)
     n_tokens = corpus.n_tokens(range(corpus.n_batches))
-    n_shards = min(corpus.n_batches, max(n_workers, min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS))))
+    n_shards = min(corpus.n_batches, shards_of(n_tokens, n_workers))
     bounds = [shard * corpus.n_batches // n_shards for shard in range(n_shards + 1)]
     shards = tuple(range(a, b) for a, b in itertools.pairwise(bounds))
     return replace(job, shards=shards)

@@ -38,6 +38,7 @@ class Rates:
     extraction_share: float = (
         0.6  # of a forward pass's rate, all layers at once: the bound that bench_activations holds
     )
+    records_bytes_per_second: float = 236e6  # one process puts the readers' parts together; bench_activations' finish
     step_floor_seconds: float = 0.010  # an optimizer step is never shorter: launches, optimizer, data
     overlap: float = 2 / 3  # of a step's compute is backward, and hides communication
     gradient_bytes: float = 2.0  # a parameter, all-reduced in bf16

@@ -6,14 +6,14 @@ from crate_model.config import ModelConfig
 from crate_model.flops import activation_bytes, count_parameters
 from pipeline.artifacts.saes import tap_width
 from pipeline.config import Config
-from pipeline.forecast.work import QUANTILE_BINS
+from pipeline.forecast.work import LONG_BINS, QUANTILE_BINS
 from pipeline.sae.planned import planned_sites
 
 # Bytes a parameter: weights, gradients (of the backward pass, and summed in float32), and what the optimizer keeps (float32
 # master weights where the model's own are shorter, two moments). *Source:* `pretrain/engine.py`; Rajbhandari et al. 2020.
 HALF, FULL = (2, 2 + 4, 4 + 8), (4, 4, 8)
 ZERO_STAGES = (0, 1, 2, 3)
-LONG_BINS, ACTIVATION_BYTES = 5, 4  # quantile bins of the long excerpts
+ACTIVATION_BYTES = 4
 STATE = 3  # float32 copies: weights and two moments. *Source:* `pretrain/resume.py`
 
 

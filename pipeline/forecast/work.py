@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crate_model.flops import count_parameters, forward_flops_per_token, train_flops_per_token
+from pipeline.activations.job import shards_of
+from pipeline.activations.wanted import SPARE
 from pipeline.artifacts.saes import tap_width
-from pipeline.config import Config
+from pipeline.config import ActivationsConfig, Config
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.interpret.excerpts import needed_selections
 from pipeline.sae.planned import planned_sites
 
+LONG_BINS = 5  # quantile bins of the long excerpts
 QUANTILE_BINS = {"paper": 11, "corrected": 12}  # of the short excerpts; the paper's leave out the highest
 
 
@@ -71,16 +74,23 @@ class Costs:
         return self._one_gpu(tokens * self._forward(config, self.gpus_per_worker))
 
     def _activations(self, config: Config) -> Work:
-        gpus = self.workers * self.gpus_per_worker
-        seconds = read_tokens(config) * self._forward(config, gpus) / self.rates.extraction_share
-        return Work(gpus, self.workers, self.rates.stage_start_seconds + seconds, "forward passes")
+        layers = config.activations.layers
+        n_layer = config.model.n_layer if layers == "all" else len(layers)
+        return self._records(config, n_layer * tap_width(config.model, config.activations.tap))
+
+    def _records(self, config: Config, neurons: int, flops_a_token: float = 0.0) -> Work:
+        """Of so many neurons, which take `flops_a_token` beside a forward pass. GPUs are reckoned as held to the end."""
+        gpus, tokens = self.workers * self.gpus_per_worker, read_tokens(config)
+        reading = tokens * self._forward(config, gpus) / self.rates.extraction_share
+        reading += tokens * flops_a_token / self._flops(gpus, self.rates.forward_utilisation)
+        joining = parts_bytes(config.activations, neurons, self.workers) / self.rates.records_bytes_per_second
+        bound = "forward passes" if reading > joining else "putting parts together"
+        return Work(gpus, self.workers, self.rates.stage_start_seconds + reading + joining, bound)
 
     def _features(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
         encode = sum(2 * tap_width(config.model, site.tap) ** 2 * site.expansion for site in sites)
-        work = self._activations(config)
-        more = read_tokens(config) * encode / self._flops(work.gpus, self.rates.forward_utilisation)
-        return Work(work.gpus, work.cores, work.seconds + more, "forward passes")
+        return self._records(config, sum(tap_width(config.model, s.tap) * s.expansion for s in sites), encode)
 
     def _sae(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
@@ -139,6 +149,15 @@ def read_tokens(config: Config) -> int:
     settings = config.activations
     text = max(settings.tokens, settings.tokens_short)
     return text + (text if settings.protocol == "paper" else min(text, 2 * settings.quantile_tokens))
+
+
+def parts_bytes(read: ActivationsConfig, neurons: int, workers: int) -> int:
+    """What the readers of so many neurons hand over: candidates for excerpts, a key and a width of activations each."""
+    spare = SPARE if read.protocol == "corrected" else 1
+    spans = ((LONG_BINS, read.window), (QUANTILE_BINS[read.protocol], read.window_short))
+    candidates = ((read.top + spare * (read.random + n * read.per_quantile), 8 + 4 * width) for n, width in spans)
+    shards = shards_of(max(read.tokens, read.tokens_short), workers)
+    return shards * neurons * sum(count * size for count, size in candidates)
 
 
 def judge_calls(config: Config, neurons: int) -> tuple[int, int]:
