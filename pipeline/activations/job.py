@@ -91,11 +91,14 @@ class Job:
         return path.is_file()
 
 
-def shards_of(n_tokens: int, n_workers: int) -> int:
-    return max(n_workers, min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS)))
+def shards_of(n_tokens: int, n_workers: int, on_gpu: bool) -> int:
+    """As many as the text's size asks for. Of slow readers each has one at least; a GPU reads a large model's shard in less time
+    than it takes afterwards to put one more part to the others, so that more of them would be no gain."""
+    by_size = min(MOST_SHARDS, math.ceil(n_tokens / SHARD_TOKENS))
+    return by_size if on_gpu else max(n_workers, by_size)
 
 
-def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Context) -> Job:
+def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Context, on_gpu: bool = False) -> Job:
     """Raises ConfigError when text, model and settings do not go together."""
     n_workers = max(1, context.runtime.workers_per_cell)
     artifacts = (inputs["tokens"], inputs["pretrain"], inputs.get("sae"))
@@ -105,7 +108,7 @@ def plan_job(settings: Settings, inputs: Mapping[str, Artifact], context: Contex
     if job.autoencoders is None:
         check_layers(settings.activations, model.n_layer)
     n_tokens = corpus.n_tokens(range(corpus.n_batches))
-    n_shards = min(corpus.n_batches, shards_of(n_tokens, n_workers))
+    n_shards = min(corpus.n_batches, shards_of(n_tokens, n_workers, on_gpu))
     bounds = [shard * corpus.n_batches // n_shards for shard in range(n_shards + 1)]
     shards = tuple(range(a, b) for a, b in itertools.pairwise(bounds))
-    return replace(job, shards=shards)
+    return replace(job, shards=shards, n_workers=min(n_workers, n_shards))

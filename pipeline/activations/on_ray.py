@@ -37,6 +37,12 @@ def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
+def has_gpu() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
 def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
     """Have the shards read by `job.n_workers` actors, each with a core or a share of a GPU."""
     import ray
@@ -44,7 +50,7 @@ def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:
 
     be_quiet()
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    gpus = job.context.runtime.gpus_per_worker if ray.cluster_resources().get("GPU", 0) else None
+    gpus = job.context.runtime.gpus_per_worker if has_gpu() else None
     resources: dict[str, Any] = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
     if len(shards) == 1:  # an actor is a new process, which takes longer to start than a small model to be read
         read = rows.map(read_alone, fn_args=(job,), **resources)  # type: ignore[arg-type]

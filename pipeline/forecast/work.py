@@ -80,12 +80,18 @@ class Costs:
 
     def _records(self, config: Config, neurons: int, flops_a_token: float = 0.0) -> Work:
         """Of so many neurons, which take `flops_a_token` beside a forward pass. GPUs are reckoned as held to the end."""
-        gpus, tokens = self.workers * self.gpus_per_worker, read_tokens(config)
+        tokens, shards = read_tokens(config), self._shards(config)
+        readers = min(self.workers, shards)
+        gpus = readers * self.gpus_per_worker
         reading = tokens * self._forward(config, gpus) / self.rates.extraction_share
         reading += tokens * flops_a_token / self._flops(gpus, self.rates.forward_utilisation)
-        joining = parts_bytes(config.activations, neurons, self.workers) / self.rates.records_bytes_per_second
+        joining = shards * part_bytes(config.activations, neurons) / self.rates.records_bytes_per_second
         bound = "forward passes" if reading > joining else "putting parts together"
-        return Work(gpus, self.workers, self.rates.stage_start_seconds + reading + joining, bound)
+        return Work(gpus, readers, self.rates.stage_start_seconds + reading + joining, bound)
+
+    def _shards(self, config: Config) -> int:
+        read = config.activations
+        return shards_of(max(read.tokens, read.tokens_short), self.workers, on_gpu=self.machine.gpus > 0)
 
     def _features(self, config: Config) -> Work:
         sites = planned_sites(config.sae, config.model)
@@ -151,13 +157,12 @@ def read_tokens(config: Config) -> int:
     return text + (text if settings.protocol == "paper" else min(text, 2 * settings.quantile_tokens))
 
 
-def parts_bytes(read: ActivationsConfig, neurons: int, workers: int) -> int:
-    """What the readers of so many neurons hand over: candidates for excerpts, a key and a width of activations each."""
+def part_bytes(read: ActivationsConfig, neurons: int) -> int:
+    """What is left of a shard for so many neurons: candidates for excerpts, a key and a width of activations each."""
     spare = SPARE if read.protocol == "corrected" else 1
     spans = ((LONG_BINS, read.window), (QUANTILE_BINS[read.protocol], read.window_short))
     candidates = ((read.top + spare * (read.random + n * read.per_quantile), 8 + 4 * width) for n, width in spans)
-    shards = shards_of(max(read.tokens, read.tokens_short), workers)
-    return shards * neurons * sum(count * size for count, size in candidates)
+    return neurons * sum(count * size for count, size in candidates)
 
 
 def judge_calls(config: Config, neurons: int) -> tuple[int, int]:

@@ -128,3 +128,5 @@ def test_shards_cover_every_batch_once(tmp_path, monkeypatch):
         job = jobs.plan_job(cases.settings(), inputs, cases.context(store, workers))
         assert [batch for shard in job.shards for batch in shard] == list(range(job.corpus().n_batches))
         assert len(job.shards) >= min(workers, job.corpus().n_batches) and all(len(shard) for shard in job.shards)
+        on_gpus = jobs.plan_job(cases.settings(), inputs, cases.context(store, workers), on_gpu=True)
+        assert len(on_gpus.shards) == 6 and on_gpus.n_workers == min(workers, 6)  # 3,000 tokens by 512

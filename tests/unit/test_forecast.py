@@ -20,7 +20,7 @@ from pipeline.config_load import load_config
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.forecast.schedule import Task, play
 from pipeline.forecast.sweep import best_split, forecast
-from pipeline.forecast.work import Costs, Work, judge_calls, parts_bytes, read_tokens
+from pipeline.forecast.work import Costs, Work, judge_calls, part_bytes, read_tokens
 from tests.unit import activation_cases
 
 PILE = Path(__file__).parents[2] / "configs" / "pile.yaml"
@@ -123,7 +123,7 @@ def test_the_tokens_that_are_read_for_records(protocol: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
-def test_what_readers_hand_over(protocol: str, tmp_path: Path) -> None:
+def test_what_is_left_of_a_shard(protocol: str, tmp_path: Path) -> None:
     store, asked = Store(tmp_path), activation_cases.settings(protocol=protocol)
     inputs = {
         "tokens": activation_cases.tokens_artifact(store, 3333),
@@ -134,7 +134,7 @@ def test_what_readers_hand_over(protocol: str, tmp_path: Path) -> None:
         Extractor(job).read_shard(shard)
     parts = [load_file(job.shard_file(shard)) for shard in range(len(job.shards))]
     held = [array.nbytes for part in parts for name, array in part.items() if name.endswith(("keys", "activations"))]
-    assert parts_bytes(asked.activations, 2 * 32, workers=3) == sum(held)
+    assert 3 * part_bytes(asked.activations, 2 * 32) == sum(held)
 
 
 def test_only_a_judge_that_is_a_language_model_is_charged_as_one() -> None:
