@@ -38,9 +38,10 @@ def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
 
 
 def has_gpu() -> bool:
+    """Has the cluster one; without a cluster, where no shard is missing, none is asked for."""
     import ray
 
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:

@@ -31,7 +31,7 @@ def trained(store: Path) -> tuple[float, float]:
 @pytest.mark.timeout(1800)  # other tests run beside it
 def test_a_job_is_stopped_goes_on_and_outlives_a_node_that_dies_and_one_that_is_taken_away(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    changes = {"pretrain__total_tokens": 25_600, "pretrain__eval_every_steps": 100, "runtime__parallel_cells": 2}
+    changes = {"pretrain__total_tokens": 51_200, "pretrain__eval_every_steps": 200, "runtime__parallel_cells": 2}
     config = write_config(tmp_path / "tiny.yaml", tiny_config(write_corpus(tmp_path), store, **changes))
     with running_nodes(3) as nodes:
         assert nodes.ask(token="")[0] == 401
