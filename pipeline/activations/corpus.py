@@ -34,6 +34,18 @@ class Places:
     starts: np.ndarray  # (n_ctx,) int64 for each token of the row, the first of its excerpt
 
 
+def spans(config: ActivationsConfig, n_rows: int, n_rows_short: int) -> tuple[Span, Span]:
+    """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric).
+
+    The released code never samples the top twelfth for the short ones, and neither does `paper`.
+    """
+    twelfths = tuple(i / 12 for i in range(1, 12))
+    return (
+        Span(config.window, n_rows, (0.5, 0.9, 0.99, 0.999), 5),
+        Span(config.window_short, n_rows_short, twelfths, 11 if config.protocol == "paper" else 12),
+    )
+
+
 class Corpus:
     """The rows of a val split that the settings ask for."""
 
@@ -70,16 +82,7 @@ class Corpus:
 
     @property
     def spans(self) -> tuple[Span, Span]:
-        """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric).
-
-        The released code never samples the top twelfth for the short ones, and neither does `paper`.
-        """
-        config = self.config
-        twelfths = tuple(i / 12 for i in range(1, 12))
-        return (
-            Span(config.window, self.n_rows, (0.5, 0.9, 0.99, 0.999), 5),
-            Span(config.window_short, self.n_rows_short, twelfths, 11 if config.protocol == "paper" else 12),
-        )
+        return spans(self.config, self.n_rows, self.n_rows_short)
 
     @property
     def n_batches(self) -> int:

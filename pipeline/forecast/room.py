@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from crate_model.config import ModelConfig
 from crate_model.flops import activation_bytes, count_parameters
+from pipeline.activations.corpus import spans
+from pipeline.activations.wanted import SPARE
 from pipeline.artifacts.saes import tap_width
-from pipeline.config import Config
-from pipeline.forecast.work import LONG_BINS, QUANTILE_BINS
+from pipeline.config import ActivationsConfig, Config
 from pipeline.sae.planned import planned_sites
 
 # Bytes a parameter: weights, gradients (of the backward pass, and summed in float32), and what the optimizer keeps (float32
 # master weights where the model's own are shorter, two moments). *Source:* `pretrain/engine.py`; Rajbhandari et al. 2020.
 HALF, FULL = (2, 2 + 4, 4 + 8), (4, 4, 8)
 ZERO_STAGES = (0, 1, 2, 3)
-ACTIVATION_BYTES = 4
+KEY_BYTES, ACTIVATION_BYTES = 8, 4
 STATE = 3  # float32 copies: weights and two moments. *Source:* `pretrain/resume.py`
 
 
@@ -35,9 +36,9 @@ def stored_bytes(config: Config) -> dict[str, int]:
     weights = 4 * count_parameters(model).total
     steps = recipe.total_tokens // recipe.batch_tokens
     kept = steps.bit_length() if recipe.keep_log_spaced else 0
-    bins = (LONG_BINS, QUANTILE_BINS[read.protocol])
-    long, short = (read.top + read.random + n * read.per_quantile for n in bins)
-    a_neuron = ACTIVATION_BYTES * (long * read.window + short * read.window_short)
+    a_neuron = ACTIVATION_BYTES * sum(
+        (read.top + read.random + span.n_bins * read.per_quantile) * span.width for span in spans(read, 0, 0)
+    )
     layers = range(model.n_layer) if read.layers == "all" else read.layers
     sites = planned_sites(config.sae, model)
     features = [site.expansion * tap_width(model, site.tap) for site in sites]
@@ -49,3 +50,13 @@ def stored_bytes(config: Config) -> dict[str, int]:
         "sae": sum(4 * (2 * n * width + n + width) for n, width in zip(features, widths, strict=True)),
         "features": a_neuron * sum(features),
     }
+
+
+def part_bytes(read: ActivationsConfig, neurons: int) -> int:
+    """What is left of a shard for so many neurons: candidates for excerpts, a key and a width of activations each."""
+    spare = SPARE if read.protocol == "corrected" else 1
+    return neurons * sum(
+        (read.top + spare * (read.random + span.n_bins * read.per_quantile))
+        * (KEY_BYTES + ACTIVATION_BYTES * span.width)
+        for span in spans(read, 0, 0)
+    )

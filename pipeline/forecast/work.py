@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 from crate_model.flops import count_parameters, forward_flops_per_token, train_flops_per_token
 from pipeline.activations.job import shards_of
-from pipeline.activations.wanted import SPARE
 from pipeline.artifacts.saes import tap_width
-from pipeline.config import ActivationsConfig, Config
+from pipeline.config import Config
 from pipeline.forecast.machine import Machine, Rates
+from pipeline.forecast.room import part_bytes
+from pipeline.interpret.estimate import QUANTILE_BINS
 from pipeline.interpret.excerpts import needed_selections
 from pipeline.sae.planned import planned_sites
-
-LONG_BINS = 5  # quantile bins of the long excerpts
-QUANTILE_BINS = {"paper": 11, "corrected": 12}  # of the short excerpts; the paper's leave out the highest
 
 
 @dataclass(frozen=True)
@@ -155,14 +153,6 @@ def read_tokens(config: Config) -> int:
     settings = config.activations
     text = max(settings.tokens, settings.tokens_short)
     return text + (text if settings.protocol == "paper" else min(text, 2 * settings.quantile_tokens))
-
-
-def part_bytes(read: ActivationsConfig, neurons: int) -> int:
-    """What is left of a shard for so many neurons: candidates for excerpts, a key and a width of activations each."""
-    spare = SPARE if read.protocol == "corrected" else 1
-    spans = ((LONG_BINS, read.window), (QUANTILE_BINS[read.protocol], read.window_short))
-    candidates = ((read.top + spare * (read.random + n * read.per_quantile), 8 + 4 * width) for n, width in spans)
-    return neurons * sum(count * size for count, size in candidates)
 
 
 def judge_calls(config: Config, neurons: int) -> tuple[int, int]:

@@ -18,9 +18,10 @@ from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.config_load import load_config
 from pipeline.forecast.machine import Machine, Rates
+from pipeline.forecast.room import part_bytes
 from pipeline.forecast.schedule import Task, play
 from pipeline.forecast.sweep import best_split, forecast
-from pipeline.forecast.work import Costs, Work, judge_calls, part_bytes, read_tokens
+from pipeline.forecast.work import Costs, Work, judge_calls, read_tokens
 from tests.unit import activation_cases
 
 PILE = Path(__file__).parents[2] / "configs" / "pile.yaml"
