@@ -176,7 +176,7 @@ def one_neuron(folder: Path, n_tokens: int) -> dict[str, float]:
 
 
 def peak() -> int:
-    from pipeline.runtime import peak_rss_bytes
+    from pipeline.this_machine import peak_rss_bytes
 
     return peak_rss_bytes()
 

@@ -98,7 +98,7 @@ def equality_side(protocol: str, part: int) -> dict[str, float]:
 
 
 def report(started: float, count: int, values: dict[int, list[list[float]]]) -> dict[str, Any]:
-    from pipeline.runtime import peak_rss_bytes
+    from pipeline.this_machine import peak_rss_bytes
 
     seconds = time.perf_counter() - started
     return {"excerpts_per_second": count / seconds, "peak_bytes": peak_rss_bytes(), "values": values}

@@ -129,7 +129,7 @@ def ours(folder: Path, n_tokens: int, precision: str = "highest") -> dict[str, f
 
 
 def report(started: float, n_tokens: int, last_loss: float) -> dict[str, float]:
-    from pipeline.runtime import peak_rss_bytes
+    from pipeline.this_machine import peak_rss_bytes
 
     seconds = time.perf_counter() - started
     trained = n_tokens * N_LAYER * len(WIDTHS)

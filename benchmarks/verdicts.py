@@ -63,7 +63,7 @@ class Verdicts:
 
 
 def host(packages: tuple[str, ...]) -> dict[str, Any]:
-    from pipeline.runtime import git_revision, processor_name
+    from pipeline.this_machine import git_revision, processor_name
 
     versions = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
     facts = {"cpu": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "versions": versions}

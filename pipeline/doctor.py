@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline import runtime
+from pipeline import runtime, this_machine
 
 WANTED_FREE_BYTES = 5e9
 
@@ -16,21 +16,24 @@ def examine(store: Path) -> int:
 
     facts: list[tuple[str, str, bool]] = []
     versions = {
-        name: runtime.package_version(name) for name in ("torch", "deepspeed", "ray", "mlflow", "pyarrow", "tiktoken")
+        name: this_machine.package_version(name)
+        for name in ("torch", "deepspeed", "ray", "mlflow", "pyarrow", "tiktoken")
     }
     for name, version in versions.items():
         facts.append((name, version or "missing: run `make setup`", version is not None))
-    facts.append(("processor", f"{runtime.processor_name()}, {os.cpu_count()} cores", True))
+    facts.append(("processor", f"{this_machine.processor_name()}, {os.cpu_count()} cores", True))
     facts.append(("GPU", _gpus(torch), True))
     facts.append(("bf16 here", _bf16(torch), True))
     facts.append(("apex", _apex(torch), True))
     facts.append(("DeepSpeed operations", _deepspeed_ops(torch), True))
     facts.append(("build locks", _build_locks(), True))
     facts.append(
-        ("triton", runtime.package_version("triton") or "not installed: torch's own operations are used", True)
+        ("triton", this_machine.package_version("triton") or "not installed: torch's own operations are used", True)
     )
-    facts.append(("fast tokenizer", "fastokens" if runtime.has_module("fastokens") else "absent: tiktoken alone", True))
-    free = runtime.free_disk_bytes(store.absolute())
+    facts.append(
+        ("fast tokenizer", "fastokens" if this_machine.has_module("fastokens") else "absent: tiktoken alone", True)
+    )
+    free = this_machine.free_disk_bytes(store.absolute())
     facts.append(("disk for the store", f"{free / 1e9:.0f} GB free at {store}", free > WANTED_FREE_BYTES))
     facts.append(
         (
@@ -62,11 +65,11 @@ def _bf16(torch) -> str:
 
 def _apex(torch) -> str:
     """NVIDIA's apex is known by its compiled extension; PyPI's package of that name is something else."""
-    if runtime.has_module("amp_C"):
+    if this_machine.has_module("amp_C"):
         return "NVIDIA apex with fused optimizers" + ("" if torch.cuda.is_available() else ", of no use without a GPU")
     return (
         "another package of that name, not NVIDIA's"
-        if runtime.has_module("apex")
+        if this_machine.has_module("apex")
         else "absent: torch's fused AdamW is used"
     )
 

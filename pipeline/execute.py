@@ -20,6 +20,7 @@ from pipeline.artifacts.store import Artifact, disk_error
 from pipeline.dag import Plan, Step
 from pipeline.errors import CrateError, StageError
 from pipeline.stage import Context
+from pipeline.this_machine import provenance
 from pipeline.tracking import TrackerSpec
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _make(step: Step, context: Context, inputs: Mapping[str, Artifact]) -> Artif
     try:
         summary = step.stage.run(step.settings, inputs, making, context)
         made_in = {"started": started, "seconds": time.time() - started, "run": context.run_name}
-        return store.publish(making, step.recipe, summary, runtime.provenance() | made_in)
+        return store.publish(making, step.recipe, summary, provenance() | made_in)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 
@@ -141,7 +142,7 @@ class Execution:
             fingerprint=step.fingerprint,
             tracker=self.trackers.get(step.cell, TrackerSpec()),
         )
-        options = task_options(step, ray.cluster_resources().get("GPU", 0) > 0, self.base.runtime.gpus_per_worker)
+        options = task_options(step, runtime.has_gpu(), self.base.runtime.gpus_per_worker)
         task = ray.remote(**options)(run_step)
         self.refs[step.name] = task.remote(step, context, *(self.refs[name] for name in step.inputs.values()))
 

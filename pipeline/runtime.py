@@ -1,23 +1,15 @@
-"""The machine and the environment, read once and here only: devices, optional libraries, secrets, the Ray cluster."""
+"""The environment, read once and here only: secrets, places, the Ray cluster. The machine itself: `this_machine.py`."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import logging
 import os
-import platform
 import secrets
 import shlex
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig
@@ -104,6 +96,13 @@ def connect_ray(runtime: RuntimeConfig) -> dict[str, float]:
     return ray.cluster_resources()
 
 
+def has_gpu() -> bool:
+    """Has the cluster one; where none is up, none is asked for."""
+    import ray
+
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+
+
 def _start_private_cluster(runtime: RuntimeConfig) -> None:
     """Twice at most: a node that is not up within Ray's half minute, on a busy machine, is begun anew."""
     for last in (False, True):
@@ -184,78 +183,6 @@ def resolve(runtime: RuntimeConfig, resources: dict[str, float], n_cells: int) -
     return runtime.model_copy(
         update={"parallel_cells": parallel, "workers_per_cell": workers, "threads_per_worker": threads, "cpus": cpus}
     )
-
-
-def provenance() -> dict[str, Any]:
-    """Where and with what an artifact was made; kept in its manifest, never part of its identity."""
-    packages = ("torch", "deepspeed", "ray", "pyarrow", "tiktoken", "transformers")
-    return {
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor_name(),
-        "gpu": gpu_names(),
-        "cuda": sys.modules["torch"].version.cuda if "torch" in sys.modules else None,
-        "git": git_revision(),
-        "versions": {name: package_version(name) for name in packages},
-    }
-
-
-def package_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def git_revision() -> str | None:
-    """The commit of this source tree, with `+` when it has changes; in an image what CRATE_GIT_SHA says; else None."""
-    root = Path(__file__).parents[1]
-    if not shutil.which("git") or not (root / ".git").exists():
-        return os.environ.get("CRATE_GIT_SHA") or None
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-    results = [subprocess.run(c, cwd=root, capture_output=True, text=True, check=False) for c in commands]
-    if any(result.returncode for result in results):
-        return None
-    return results[0].stdout.strip() + ("+" if results[1].stdout.strip() else "")
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@functools.cache
-def gpu_names() -> str | None:
-    """This machine's GPUs as their driver names them; asking it takes no memory on them, as asking torch would."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    names = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")
-    counts = {name.strip(): names.count(name) for name in names if name.strip()}
-    return ", ".join(f"{count} x {name}" for name, count in counts.items()) or None
-
-
-def has_module(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-def free_disk_bytes(path: Path) -> int:
-    """Free bytes where `path` will be, whether or not it is there yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def peak_rss_bytes() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,8 +13,8 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.dag import Plan, report_step, training_flops
 from pipeline.execute import Result
 from pipeline.report.study import READING, TRAINING, gather
-from pipeline.runtime import provenance
 from pipeline.stage import canonical
+from pipeline.this_machine import provenance
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep
 from pipeline.tracking_spool import shown

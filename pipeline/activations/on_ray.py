@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.beats import Beat, watched
 from pipeline.progress import Progress
 from pipeline.ray_data import be_quiet, own_error
+from pipeline.runtime import has_gpu
 
 if TYPE_CHECKING:
     from pipeline.activations.extract import Job
@@ -35,13 +36,6 @@ def read_alone(row: dict[str, Any], job: Job) -> dict[str, Any]:
         return ShardReader(job)(row)
     finally:
         torch.set_num_threads(threads)
-
-
-def has_gpu() -> bool:
-    """Has the cluster one; without a cluster, where no shard is missing, none is asked for."""
-    import ray
-
-    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def read_shards(job: Job, shards: Sequence[int], progress: Progress) -> None:

@@ -22,7 +22,8 @@ class Settings:
 def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
     from pipeline.activations.finish import write_records
     from pipeline.activations.job import plan_job
-    from pipeline.activations.on_ray import has_gpu, read_shards
+    from pipeline.activations.on_ray import read_shards
+    from pipeline.runtime import has_gpu
 
     job = plan_job(settings, inputs, context, has_gpu())
     corpus = job.corpus()

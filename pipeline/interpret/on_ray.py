@@ -11,6 +11,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.errors import CrateError
 from pipeline.interpret.reading import Site
 from pipeline.progress import Progress
+from pipeline.runtime import has_gpu
 from pipeline.stage import Context
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class Workers:
         import ray
 
         threads = max(1, self.runtime.threads_per_worker)
-        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        room = {"num_gpus": self.runtime.judge_gpus} if has_gpu else {"num_cpus": threads}
+        room = {"num_gpus": self.runtime.judge_gpus} if has_gpu() else {"num_cpus": threads}
         options: dict[str, Any] = room | {"max_restarts": self.runtime.max_failures, "max_task_retries": -1}
         count = self.runtime.judge_workers or max(1, self.runtime.workers_per_cell)
         actor: Any = ray.remote(**options)(Worker)

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train_cell(cell: Cell) -> int:
     from pipeline import runtime
+    from pipeline.this_machine import provenance
 
     runtime.quiet_libraries()
     logging.basicConfig(level="WARNING", format="%(message)s")
@@ -73,7 +74,7 @@ def train_cell(cell: Cell) -> int:
             "inputs": {"tokens": tokens.fingerprint},
         }
         try:
-            store.publish(out_folder, recipe, finish(job), runtime.provenance())
+            store.publish(out_folder, recipe, finish(job), provenance())
         finally:
             shutil.rmtree(out_folder, ignore_errors=True)
     return _say_done(store, fingerprint)

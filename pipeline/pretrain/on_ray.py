@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config import RuntimeConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.pretrain.job import HANG, MICRO_BATCH, OUTCOME, TrainingJob
+from pipeline.runtime import has_gpu
 
 
 def fit(job: TrainingJob) -> None:
@@ -56,7 +57,7 @@ def _trainer(job: TrainingJob) -> Any:
     from ray.train.torch import TorchConfig
 
     runtime = job.context.runtime
-    on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    on_gpu = has_gpu()
     timeout = runtime.collective_timeout_seconds + 60  # the watchdog is to speak first: it knows names
     one_node = sum(node["Alive"] for node in ray.nodes()) == 1
     return _lean_trainer_class(one_node)(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.saes import Site
 from pipeline.artifacts.store import Artifact
+from pipeline.runtime import has_gpu
 from pipeline.sae.group import GroupResult, make_group
 from pipeline.stage import Context
 
@@ -23,7 +24,7 @@ def make_groups(
     threads = max(1, context.runtime.threads_per_worker)
     options: dict[str, Any] = {"num_cpus": threads, "name": context.step_name}
     options["max_retries"] = context.runtime.max_failures
-    if ray.cluster_resources().get("GPU", 0) > 0:
+    if has_gpu():
         options["num_gpus"] = context.runtime.gpus_per_worker
     task = ray.remote(**options)(_in_worker)
     refs = [task.remote(threads, settings, inputs, group, context, rank == 0) for rank, group in enumerate(groups)]

@@ -30,7 +30,7 @@ STEPS = 30
 def processor() -> str:
     """Maker, family and model of this machine's processor, as Linux tells them; empty where it does not.
 
-    `runtime.processor_name` would not do: hypervisors give many models one name.
+    `this_machine.processor_name` would not do: hypervisors give many models one name.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

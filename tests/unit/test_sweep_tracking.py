@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.runtime import package_version
 from pipeline.sweep_tracking import _label, machine_tags
+from pipeline.this_machine import package_version
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep
 
