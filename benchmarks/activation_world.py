@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from verdicts import ROOT
+
+sys.path.insert(0, str(ROOT))
 VOCABULARY, N_CTX = 50_257, 1024
 
 
@@ -19,15 +23,11 @@ def world(folder: Path, n_tokens: int, n_layer: int = 3) -> tuple[dict[str, Any]
     return found, store
 
 
-def publish(store: Any, stage: str, making: Path, summary: dict[str, Any]) -> Any:
-    recipe = {"stage": stage, "version": 1, "fingerprint": stage.ljust(32, "0"), "settings": {}, "inputs": {}}
-    return store.publish(making, recipe, summary, {})
-
-
 def make_tokens(store: Any, n_tokens: int) -> Any:
     import numpy as np
 
     from pipeline.artifacts.token_shards import ShardWriter
+    from tests.unit.activation_cases import publish
 
     rng = np.random.default_rng(0)
     frequencies = 1 / (np.arange(VOCABULARY - 1) + 2.7)  # Zipf's law, with Mandelbrot's shift
@@ -52,6 +52,7 @@ def make_model(store: Any, n_layer: int) -> Any:
     from crate_model.config import ModelConfig
     from crate_model.model import LanguageModel
     from pipeline.artifacts.checkpoint import write_model
+    from tests.unit.activation_cases import publish
 
     torch.manual_seed(0)
     config = ModelConfig(n_layer=n_layer, n_head=4, d_model=128, n_ctx=N_CTX)
