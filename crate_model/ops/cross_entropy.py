@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         for rows, logits in _logits_by_chunk(wide_hidden, wide_weight):
             losses, surprise = _losses_and_surprise(logits, safe_targets[rows], wide_hidden[rows], wide_weight)
-            loss += losses @ share[rows, 0]
+            loss = loss + losses @ share[rows, 0]  # not in place: compiled by torch 2.11, that had no gradient
             if grad_hidden is not None:
                 torch.mul(surprise @ wide_weight, share[rows], out=grad_hidden[rows])
             if grad_weight is not None:

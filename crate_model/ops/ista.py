@@ -85,7 +85,10 @@ class _Ista(torch.autograd.Function):
             codes.append(code)
         ctx.save_for_backward(start, dictionary, *residuals, *codes)
         ctx.settings = step_size, n_steps, synthesize
-        return torch.mm(precision.widened(code), atoms).to(z.dtype) if synthesize else code
+        out = torch.mm(precision.widened(code), atoms).to(z.dtype) if synthesize else code
+        # torch.compile before torch 2.13 takes the result of an in-place operation, or of a conversion that converts nothing,
+        # for something without a gradient, and says nothing. A view of it is taken for what it is.
+        return out.detach()
 
     @staticmethod
     @once_differentiable

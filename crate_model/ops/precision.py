@@ -6,6 +6,8 @@ same rounding of the result as a native bfloat16 product with float32 accumulati
 """
 
 import functools
+import logging
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,11 +18,47 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+logger = logging.getLogger(__name__)
+
+
+def _constant_when_compiled(function: Method) -> Method:
+    """What `torch.compiler.assume_constant_result` does: torch.compile calls `function` and puts the answer into its graph,
+    where it would otherwise trace into it and split the graph. By hand, since that decorator imports the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_when_compiled
+def fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX-BF16 or Arm BF16)."""
+    return _ask_for_bf16()
+
+
+@_constant_when_compiled
+def why_no_triton() -> str:
+    """Why no Triton kernel runs on this process's GPU; empty when one was launched and computed what it should.
+
+    Asked once a process, by launching one: a package that imports says nothing yet. A launch needs a C compiler and the driver
+    too, and a GPU that this Triton knows.
+    """
+    return _ask_for_triton()
 
 
 @functools.cache
-def fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX-BF16 or Arm BF16)."""
+def _ask_for_triton() -> str:
+    try:
+        from crate_model.ops import launch_triton
+
+        launch_triton.check()
+    except (ImportError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        logger.warning("Triton's kernels do not run here, torch's operations are used instead: %s", why)
+        return why
+    return ""
+
+
+@functools.cache
+def _ask_for_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     if any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         return True
@@ -54,8 +92,8 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether the Triton kernels are for `tensor`: 16-bit floats of a CUDA device; float32 and float64 are torch's."""
-    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+    """Whether the Triton kernels are for `tensor`: 16-bit floats of a CUDA device on which they run; the rest is torch's."""
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16) and not why_no_triton()
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
 """The Triton kernels without a GPU: run by Triton's interpreter, and compiled for sm_80 and sm_90."""
 
+import functools
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from crate_model.ops import ista, precision
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux alone")
 COMPILE = """
@@ -58,7 +64,7 @@ def run(*command: str, **environment: str) -> str:
 
 def test_forward_and_backward_under_the_interpreter() -> None:
     files = sorted(str(path) for path in Path(__file__).parent.glob("interpreted_*.py"))
-    assert len(files) == 3
+    assert len(files) == 4
     assert "failed" not in run("-m", "pytest", "-q", *files, TRITON_INTERPRET="1")
 
 
@@ -67,3 +73,18 @@ def test_compiles_for_sm80_and_sm90() -> None:
     built = [line.split() for line in run("-c", COMPILE).splitlines()]
     assert [capability for capability, _, _ in built] == ["80"] * 6 + ["90"] * 6
     assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * 4] * 2
+
+
+def test_without_a_working_triton_a_gpu_takes_torchs_operations(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports here and finds no driver, as on a machine without one or without a compiler: asked once, and told."""
+    monkeypatch.setattr(precision, "_ask_for_triton", functools.cache(precision._ask_for_triton.__wrapped__))
+    with FakeTensorMode(), caplog.at_level(logging.WARNING):
+        z, w = (torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in ((8, 16), (64, 16)))
+        assert ista.ista(z, w, 0.1, 0.1, 2).shape == (8, 16)
+        assert not precision.runs_triton(z)
+    assert precision.why_no_triton()
+    assert [record.message for record in caplog.records] == [
+        f"Triton's kernels do not run here, torch's operations are used instead: {precision.why_no_triton()}"
+    ]
