@@ -243,7 +243,9 @@ class RuntimeConfig(Section):
     optimizer: Literal["auto", "apex", "deepspeed", "deepspeed_cpu", "torch_fused", "torch"] = "auto"
     micro_batch: Count = 0  # windows a forward pass and worker; 0: fitted to the memory
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: Literal["auto"] | bool = (
+        "auto"  # torch.compile; auto: on GPUs, where its gradients are the uncompiled ones
+    )
     checkpoint_every_steps: Positive = 500
     keep_checkpoints: Positive = 2
     log_every_steps: Positive = 10

@@ -7,7 +7,9 @@ micro-batch and accumulation only say who computes which part of it, never what 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from pipeline.artifacts.order import share_of, window_ids
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Windows = NDArray[np.int64]
 
@@ -48,7 +53,7 @@ class BatchPlan:
 class MicroBatch:
     """One forward pass of one worker. `weight` is its share of the batch's mean loss, times the number of workers."""
 
-    windows: Windows  # (micro_batch, n_ctx + 1)
+    windows: torch.Tensor  # (micro_batch, n_ctx + 1) int64; in pinned memory where it is for a GPU
     n_counted: int  # the first so many of them; the others only fill up
     weight: float
 
@@ -101,10 +106,15 @@ def _listed(values: list[int]) -> str:
 
 
 class Batches:
-    """Reads what the plan says, for one worker."""
+    """Reads what the plan says, for one worker; `pinned` for a GPU, to which pinned memory is copied beside its work."""
 
-    def __init__(self, split: TokenSplit, seed: int, n_ctx: int, rank: int, plan: BatchPlan) -> None:
+    def __init__(
+        self, split: TokenSplit, seed: int, n_ctx: int, rank: int, plan: BatchPlan, pinned: bool = False
+    ) -> None:
         self.split, self.seed, self.n_ctx, self.rank, self.plan = split, seed, n_ctx, rank, plan
+        self.pinned = pinned
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[list[MicroBatch]]] | None = None  # the step after the one that was taken
         self.n_windows = split.n_windows(n_ctx)
         if not self.n_windows:
             raise ConfigError(
@@ -116,12 +126,29 @@ class Batches:
         """The windows of the whole batch, in order: the same at every world size."""
         return window_ids(self.seed, step, self.plan.batch_windows, self.n_windows)
 
+    def take(self, step: int) -> tuple[Windows, list[MicroBatch]]:
+        """A step's windows, and this worker's share of them; meanwhile a thread reads the next step's."""
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = self._read(step)
+        mine = self._ahead[1].result()
+        self._ahead = self._read(step + 1)
+        return self.window_ids(step), mine
+
+    def _read(self, step: int) -> tuple[int, Future[list[MicroBatch]]]:
+        return step, self._reader.submit(lambda: list(self.micro_batches(self.window_ids(step))))
+
+    def close(self) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
     def micro_batches(self, ids: Windows) -> Iterator[MicroBatch]:
         """This worker's share of a batch's windows."""
+        import torch
+
         plan = self.plan
         own = share_of(ids, self.rank, plan.world_size)
         filled = np.concatenate([own, np.full(plan.windows_per_worker - len(own), own[-1])])
         for start in range(0, len(filled), plan.micro_batch):
             counted = min(plan.micro_batch, max(0, len(own) - start))
-            windows = self.split.windows(filled[start : start + plan.micro_batch], self.n_ctx)
+            windows = torch.from_numpy(self.split.windows(filled[start : start + plan.micro_batch], self.n_ctx))
+            windows = windows.pin_memory() if self.pinned else windows
             yield MicroBatch(windows, counted, counted * plan.world_size / plan.batch_windows)

@@ -29,6 +29,8 @@ from pipeline.pretrain.resume import PARTS, Tensors
 if TYPE_CHECKING:
     from crate_model.model import LanguageModel
 
+# How far compiled gradients may lie from uncompiled ones, over their norm: roundings, and codes that these move over ReLU's kink.
+GRADIENTS_ALIKE = {"fp32": 0.02, "bf16": 0.3, "fp16": 0.3}
 SMALL_MODEL, LARGE_MODEL = 124_500_000, 1_500_000_000  # parameters: GPT-2 B is the largest of the small ones
 
 
@@ -64,12 +66,13 @@ def why_not_compiled(stage: int, device: torch.device) -> str:
     """What keeps torch.compile from this model; empty when nothing does."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
-    from torch.utils._triton import has_triton
+
+    from crate_model.ops.precision import why_no_triton
 
     if stage == 3:
         return "ZeRO 3 gathers weights inside the forward pass"
     if device.type == "cuda":
-        return "" if has_triton() else "Triton is missing or does not know this GPU"
+        return why_no_triton()
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -98,21 +101,66 @@ class Engine:
         model.to(device)
         if runtime.activation_checkpointing:
             _recompute_blocks(model)
-        self.not_compiled = why_not_compiled(self.stage, device) if runtime.compile else ""
-        self.compiled = runtime.compile and not self.not_compiled
-        if self.compiled:
-            model.compile()
+        wanted = device.type == "cuda" if runtime.compile == "auto" else runtime.compile
+        self.not_compiled = why_not_compiled(self.stage, device) if wanted else ""
+        self.compiled = wanted and not self.not_compiled
         self.base = optimizers.build(optimizer, optimizers.parameter_groups(model, config.weight_decay), config)
         settings = _deepspeed_settings(config, runtime, self.stage, device, micro_batch, accumulation)
+        self._linear = torch.nn.functional.linear  # ZeRO 3 puts its own in the place of torch's, for the whole process
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=self.base, config=settings)
         self.model: LanguageModel = self._engine.module
         self._buffers: dict[str, Tensors] = {}  # of `full_state`
         self._refuse: Callable[[float], bool] | None = None
-        self._norm: float = float("nan")
+        self._norm = torch.tensor(float("nan"))
         self.refused = False
         self._make_moments()
         self._guard_optimizer()
+
+    # ---- torch.compile --------------------------------------------------------------------------------------------
+
+    def compile_like_eager(self, batch: MicroBatch) -> None:
+        """Compile the model, if it is to be compiled and its gradients on `batch` stay what they are uncompiled.
+
+        Wrong gradients train, to something else, and nobody notices: so every run compares them first. `not_compiled` says why
+        it runs as it is after all. Collective: every worker calls it.
+        """
+        if not self.compiled:
+            return
+        inputs, targets = self._inputs_and_targets(batch)
+        self.model.train()
+        eager = self._gradients(self.model.forward, inputs, targets)
+        # The forward method alone: DeepSpeed's hooks around it would split the graph.
+        forward = torch.compile(self.model.forward, fullgraph=True, dynamic=False)
+        try:
+            found = self._gradients(forward, inputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError) as error:  # of whatever the compiler is made of, all of torch's errors are such
+            why = f"it failed to compile: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        else:
+            why = self._difference(eager, found)
+        if self.anywhere(bool(why)):
+            self.compiled, self.not_compiled = False, why or "another worker's differs from its uncompiled one"
+        else:
+            self.model.forward = forward  # type: ignore[method-assign]
+
+    def _gradients(self, run: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+        """Of every parameter, without DeepSpeed's hooks, which wait for gradients that are accumulated."""
+        return list(torch.autograd.grad(run(inputs, targets), list(self.model.parameters())))
+
+    def _difference(self, eager: list[torch.Tensor], compiled: list[torch.Tensor]) -> str:
+        """Which gradient of the compiled model is another one; empty when rounding explains them all."""
+        allowed = GRADIENTS_ALIKE[self.config.precision]
+        floor = 1e-3 * float(torch.stack([g.float().norm() for g in eager]).norm())
+        for (name, _), ours, theirs in zip(self.model.named_parameters(), eager, compiled, strict=True):
+            norm, apart = float(ours.float().norm()), float((ours.float() - theirs.float()).norm())
+            if not apart <= allowed * (norm + floor):
+                return (
+                    f"the compiled gradient of {name} (norm {float(theirs.float().norm()):.3g}) lies {apart:.2g} from "
+                    f"the uncompiled one (norm {norm:.3g})"
+                )
+        return ""
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -122,22 +170,21 @@ class Engine:
         self._engine.train()
         total = torch.zeros((), device=self.device)
         for batch in micro_batches:
-            tokens = self._to_device(batch.windows)
-            targets = tokens[:, 1:]
-            if 0 < batch.n_counted < len(tokens):
-                targets = targets.clone()
-                targets[batch.n_counted :] = -1
-            loss = self._engine(tokens[:, :-1], targets)
+            loss = self._engine(*self._inputs_and_targets(batch))
             self._engine.backward(loss * batch.weight, scale_wrt_gas=False)
             total += loss.detach().float() * batch.weight
         return total
 
-    def _to_device(self, windows: NDArray[np.int64]) -> torch.Tensor:
-        tokens = torch.from_numpy(windows)
-        return tokens.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tokens
+    def _inputs_and_targets(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = torch.as_tensor(batch.windows).to(self.device, non_blocking=True)
+        targets = tokens[:, 1:]
+        if 0 < batch.n_counted < len(tokens):
+            targets = targets.clone()
+            targets[batch.n_counted :] = -1
+        return tokens[:, :-1], targets
 
-    def step(self, learning_rate: float, refuse: Callable[[float], bool] | None = None) -> float:
-        """Reduce, clip and update; returns the global gradient norm before clipping.
+    def step(self, learning_rate: float, refuse: Callable[[float], bool] | None = None) -> torch.Tensor:
+        """Reduce, clip and update; returns the global gradient norm before clipping, a scalar that still lies on the device.
 
         `refuse` is asked with the norm, and where it says yes nothing is updated and `refused` is set. Inf means that
         float16 overflowed or a gradient was not finite: nothing was updated either.
@@ -147,22 +194,28 @@ class Engine:
             group["lr"] = learning_rate
         self._engine.step()
         if self.stage:
-            self._norm = float(self._engine.get_global_grad_norm())
+            self._norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
         return self._norm
 
     def _guard_optimizer(self) -> None:
-        """Put a door before the optimizer's own step: all of DeepSpeed's wrappers call it once the norm is known."""
+        """Put a door before the optimizer's own step: all of DeepSpeed's wrappers call it once the norm is known.
+
+        A GPU stands still while the host reads the norm, so it is read only where somebody asks: in 16 bits DeepSpeed itself
+        lets no norm pass that is not finite.
+        """
         update = self.base.step
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self.stage:
-                norm = float(self._engine.optimizer._global_grad_norm)
-            else:
+            if self.stage == 0:
                 parameters = [p for p in self.model.parameters() if p.grad is not None]
-                norm = self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm))
-            if not np.isfinite(norm) or (self._refuse is not None and self._refuse(norm)):
-                self.refused = True
-                return None
+                self._norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+            if self._refuse is not None or self.config.precision == "fp32":
+                norm = float(self._engine.optimizer._global_grad_norm if self.stage else self._norm)
+                if not np.isfinite(norm):
+                    return None
+                if self._refuse is not None and self._refuse(norm):
+                    self.refused = True
+                    return None
             return update(*args, **kwargs)
 
         self.base.step = guarded  # type: ignore[method-assign]
@@ -281,6 +334,8 @@ class Engine:
 
     def close(self) -> None:
         self._engine.destroy()
+        vars(self.model).pop("forward", None)  # the compiled one holds the model, and the model it
+        torch.nn.functional.linear = self._linear
 
 
 def _recompute_blocks(model: LanguageModel) -> None:
@@ -310,12 +365,15 @@ def _deepspeed_settings(
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.clip_norm if stage else 0.0,  # at stage 0 the guard clips, and so knows the norm
         "steps_per_print": sys.maxsize,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU before and after every micro-batch
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     if config.precision == "bf16":
-        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # Immediate: a 16-bit gradient is added to the float32 ones, and freed, as soon as backward has it.
+        bf16 = {"enabled": True, "immediate_grad_update": True}
+        settings |= {"bf16": bf16, "data_types": {"grad_accum_dtype": "fp32"}}
     elif config.precision == "fp16":
         settings |= {"fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return settings

@@ -50,7 +50,7 @@ class Logbook:
         on_gpu = engine.device.type == "cuda" and self.config.precision != "fp32"
         name = torch.cuda.get_device_name(engine.device) if on_gpu else None
         self.meter = Meter(job.settings.model, engine.world_size, name)
-        self._asked = 0.0
+        self._asked, self._asked_after, self._ask_after = 0.0, 0, 0
         self.total_tokens = self.config.total_tokens // self.config.batch_tokens * self.config.batch_tokens
         self.writes = engine.rank == 0
         if self.writes:
@@ -58,6 +58,7 @@ class Logbook:
             self.progress = job.context.progress(self.total_tokens, "tokens")
 
     def start(self, run: Run) -> None:
+        self._asked, self._asked_after = time.perf_counter(), run.counters.step
         if self.writes:
             self.tracker.params({f"pretrain/{name}": value for name, value in self.facts.items()})
             self.progress.start_at(run.counters.tokens, self.job.read_note(TOLD) or [])
@@ -66,7 +67,7 @@ class Logbook:
     def after_step(self, run: Run) -> None:
         step, last = run.counters.step, run.finished
         self._beat(step)
-        stop, preempted = (False, False) if last else self._leave_wanted()
+        stop, preempted = (False, False) if last else self._leave_wanted(step)
         leave = stop or preempted
         log = step % self.runtime.log_every_steps == 0
         validate = last or (self.config.eval_every_steps > 0 and step % self.config.eval_every_steps == 0)
@@ -89,12 +90,20 @@ class Logbook:
         if self.watchdog:
             self.watchdog.beat(step)
 
-    def _leave_wanted(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether to move: asked once a second, by all workers after the same step."""
-        if not self.engine.anywhere(time.perf_counter() - self._asked >= ASK_EVERY_SECONDS):
+    def _leave_wanted(self, step: int) -> tuple[bool, bool]:
+        """Whether to stop, and whether to move: asked about once a second, by all workers after the same step.
+
+        Asking is a collective, and reading its answer makes a GPU wait. So they agree, each time, on the step after which
+        they ask again, by rank 0's pace.
+        """
+        if step < self._ask_after:
             return False, False
-        self._asked = time.perf_counter()
-        return self.engine.anywhere(self.wishes.stop()), self.wishes.preempted()
+        now = time.perf_counter()
+        pace = max(1, step - self._asked_after) / (now - self._asked)  # steps a second
+        steps = max(1.0, pace * ASK_EVERY_SECONDS) if self.writes else 0.0
+        n_stop, steps = self.engine.sum(torch.tensor([float(self.wishes.stop()), steps]))
+        self._asked, self._asked_after, self._ask_after = now, step, step + int(steps)
+        return bool(n_stop), self.wishes.preempted()
 
     def _log(self, run: Run) -> None:
         speed = self.meter.read(run.counters.tokens)

@@ -44,19 +44,19 @@ class Watch(Protocol):
 
 @dataclass
 class Run:
-    """A run under way: the counters, the curve up to the last flush, and the losses that still lie on the device."""
+    """A run under way: the counters, the curve up to the last flush, and the norms and losses that still lie on the device."""
 
     counters: Counters
     curve: dict[str, list]
     total_steps: int
-    unread: list[tuple[int, float, float, torch.Tensor]] = field(default_factory=list)  # step, rate, norm, loss
+    unread: list[tuple[int, float, torch.Tensor, torch.Tensor]] = field(default_factory=list)  # step, rate, norm, loss
 
     @property
     def finished(self) -> bool:
         return self.counters.step >= self.total_steps
 
     def flush(self, engine: Engine, named: str = "") -> None:
-        """Fetch the losses of all steps since the last flush, averaged over the workers, into the curve.
+        """Fetch the losses, averaged over the workers, and norms of all steps since the last flush into the curve.
 
         Raises StageError at the first that is not finite, with the command that shows its batch; `named` are that command's
         options for this run. Collective: every worker calls it after the same step.
@@ -66,11 +66,13 @@ class Run:
         if not self.unread:
             return
         losses = engine.mean(torch.stack([loss for *_, loss in self.unread]))
+        norms = torch.stack([norm for _, _, norm, _ in self.unread]).tolist()
         tokens_per_step = self.counters.tokens // self.counters.step
-        for (step, rate, norm, _), loss in zip(self.unread, losses, strict=True):
+        for (step, rate, _, _), norm, loss in zip(self.unread, norms, losses, strict=True):
             finite_norm = math.isfinite(norm)
             if not math.isfinite(loss) or not (finite_norm or engine.loss_scale):
                 raise _diverged(step, loss, norm, named)
+            self.counters.overflows += not finite_norm  # of float16, with its loss scale
             row = (step, step * tokens_per_step, float(loss), rate, norm if finite_norm else None, None)
             for column, value in zip(self.curve.values(), row, strict=True):
                 column.append(value)
@@ -96,18 +98,16 @@ def train(engine: Engine, batches: Batches, config: PretrainConfig, run: Run, wa
     while not run.finished:
         step = counters.step
         rate = learning_rate(config, step, run.total_steps)
-        ids = batches.window_ids(step)
-        loss = engine.accumulate(batches.micro_batches(ids))
+        ids, micro_batches = batches.take(step)
+        loss = engine.accumulate(micro_batches)
         norm = engine.step(rate, _refusal(engine, counters, loss) if config.skip_spikes else None)
         counters.step += 1
         counters.tokens += config.batch_tokens
         counters.consumed = chain(counters.consumed, ids)
-        if engine.refused and math.isfinite(norm):
+        if engine.refused:
             counters.skipped_steps.append(counters.step)
-        elif not math.isfinite(norm):
-            counters.overflows += 1
-        else:
-            counters.norms[:] = [*counters.norms, norm][-SPIKE_WINDOW:]
+        elif config.skip_spikes and math.isfinite(norm):
+            counters.norms[:] = [*counters.norms, float(norm)][-SPIKE_WINDOW:]
         run.unread.append((counters.step, rate, norm, loss))
         watch.after_step(run)
 

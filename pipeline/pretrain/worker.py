@@ -110,7 +110,8 @@ def _note_smaller(job: TrainingJob, plan: BatchPlan, error: Exception) -> None:
 
 def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPlan) -> dict[str, Any]:
     settings, runtime = job.settings, job.context.runtime
-    batches = Batches(TokenSplit(job.tokens, "train"), settings.seed, settings.model.n_ctx, dist.get_rank(), plan)
+    split = TokenSplit(job.tokens, "train")
+    batches = Batches(split, settings.seed, settings.model.n_ctx, dist.get_rank(), plan, device.type == "cuda")
     snapshot = _agreed_snapshot(job)
     torch.manual_seed(settings.seed)
     model = LanguageModel(settings.model)
@@ -121,12 +122,15 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
     with contextlib.ExitStack() as closing:
         engine = Engine(model, settings.pretrain, runtime, device, plan.micro_batch, plan.accumulation, optimizer.name)
         closing.callback(engine.close)
-        if engine.not_compiled and dist.get_rank() == 0:
-            job.tell(f"runtime.compile is not followed, the model runs as it is: {engine.not_compiled}")
+        closing.callback(batches.close)
         run = Run(Counters(), {name: [] for name in CURVE_SCHEMA.names}, plan.total_steps)
         if snapshot:
             run = _restore(engine, snapshot, plan.total_steps)
             del snapshot
+        if not run.finished:
+            engine.compile_like_eager(next(batches.micro_batches(batches.window_ids(run.counters.step))))
+        if engine.not_compiled and dist.get_rank() == 0:
+            job.tell(f"runtime.compile is not followed, the model runs as it is: {engine.not_compiled}")
         facts = {
             **optimizer.facts,
             "zero_stage": engine.stage,

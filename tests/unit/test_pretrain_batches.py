@@ -90,3 +90,31 @@ def test_divisors() -> None:
 def test_a_micro_batch_shrinks_to_what_divides() -> None:
     plan = plan_batches(RECIPE, N_CTX, 1, fits=8)
     assert (plan.micro_batch, plan.at_most(5).micro_batch, plan.at_most(0).micro_batch) == (8, 4, 1)
+
+
+def test_batches_read_ahead_are_the_steps_own(train_split: TokenSplit) -> None:
+    """In turn, and from any step on: a thread that reads ahead changes nothing."""
+    batches = Batches(train_split, 0, N_CTX, 0, plan_batches(RECIPE, N_CTX, 1, micro_batch=2))
+    for step in (3, 4, 5, 9, 10, 3):
+        ids, ahead = batches.take(step)
+        np.testing.assert_array_equal(ids, batches.window_ids(step))
+        for ours, plain in zip(ahead, batches.micro_batches(ids), strict=True):
+            np.testing.assert_array_equal(ours.windows, plain.windows)
+            assert (ours.n_counted, ours.weight) == (plain.n_counted, plain.weight)
+    batches.close()
+
+
+def test_an_error_of_the_reader_is_raised_where_its_batch_is_taken(
+    train_split: TokenSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(train_split, 0, N_CTX, 0, plan_batches(RECIPE, N_CTX, 1))
+
+    def broken(*_arguments: object) -> None:
+        raise OSError("the disk is gone")
+
+    batches.take(0)
+    monkeypatch.setattr(train_split, "windows", broken)
+    with pytest.raises(OSError, match="gone"):
+        for step in (1, 2):  # the thread may have read step 1 before the disk went
+            batches.take(step)
+    batches.close()
