@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from crate_model.ops import precision
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # logits of one chunk: large enough for products at full speed
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 0}  # logits of one chunk: large enough for products at full speed; 0: by the card
+SHARE_OF_THE_CARD = 1 / 40  # of a GPU's memory, for one chunk: 2 GiB of an H100's
 BLOCK_BYTES = 2**21  # of rows widened at a time: a core's cache
 SMALLEST_PROBABILITY = 1e-37  # of a float32: below it -log(p) is no longer exact
 
@@ -63,7 +64,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mul(surprise @ wide_weight, share[rows], out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, surprise.T, wide_hidden[rows] * share[rows].to(surprise.dtype))
+                # The share is kept exact: rounded to 16 bits, it would scale all of the weight's gradient wrongly.
+                weighted = (wide_hidden[rows] * share[rows]).to(surprise.dtype)
+                precision.add_product_(grad_weight, surprise.T, weighted)
         narrow = [None if grad is None else grad.to(hidden.dtype) for grad in (grad_hidden, grad_weight)]
         ctx.save_for_backward(*narrow)
         return loss
@@ -78,14 +81,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in one operation where the dtypes allow."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
-
-
 def _exact(tensor: Tensor) -> torch.dtype:
     """The dtype of losses and accumulated gradients: float32, or float64 for float64."""
     return torch.promote_types(tensor.dtype, torch.float32)
@@ -94,13 +89,19 @@ def _exact(tensor: Tensor) -> torch.dtype:
 def _logits_by_chunk(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(rows, their logits) chunk by chunk. The chunks share one buffer: a chunk is lost when the next is asked for."""
     n_rows, n_words = hidden.shape[0], weight.shape[0]
-    most = max(1, CHUNK_BYTES.get(hidden.device.type, 2**26) // (n_words * hidden.element_size()))
+    chunk_bytes = CHUNK_BYTES.get(hidden.device.type, 2**26) or _bytes_by_the_card()
+    most = max(1, chunk_bytes // (n_words * hidden.element_size()))
     n_chunks = max(1, -(-n_rows // most))
     size = -(-n_rows // n_chunks)
     buffer = hidden.new_empty(size, n_words)
     for start in range(0, n_rows, max(1, size)):
         rows = slice(start, min(start + size, n_rows))
         yield rows, torch.mm(hidden[rows], weight.T, out=buffer[: rows.stop - rows.start])
+
+
+@precision.constant_when_compiled
+def _bytes_by_the_card() -> int:
+    return int(SHARE_OF_THE_CARD * torch.cuda.get_device_properties().total_memory)
 
 
 def _losses_and_surprise(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

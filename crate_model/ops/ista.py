@@ -98,20 +98,36 @@ class _Ista(torch.autograd.Function):
         start, dictionary, *kept = ctx.saved_tensors
         residuals, codes = kept[:n_steps], [start, *kept[n_steps:]]
         atoms, wide_gradient = precision.widened(dictionary), precision.widened(gradient)
-        grad_atoms, grad_z = torch.zeros_like(atoms), torch.zeros_like(residuals[0], dtype=atoms.dtype)
+        grad_z: Any = None  # None stands for zero
+        grad_atoms = torch.zeros_like(atoms, dtype=torch.promote_types(atoms.dtype, torch.float32))
         if synthesize:
-            grad_atoms.addmm_(precision.widened(codes[-1]).T, wide_gradient)
+            precision.add_product_(grad_atoms, precision.widened(codes[-1]).T, wide_gradient)
         past, factor, sign = (None, wide_gradient, 1) if synthesize else (wide_gradient, None, 1)
         for residual, code, previous in zip(residuals[::-1], codes[:0:-1], codes[-2::-1], strict=True):
             active = _masked_product(past, factor, sign, atoms, precision.widened(code))
-            grad_residual = torch.mm(active, atoms).mul_(step_size)
-            grad_z += grad_residual
-            grad_atoms.addmm_(active.T, precision.widened(residual), alpha=step_size)
-            if previous is not None:
-                grad_atoms.addmm_(precision.widened(previous).T, grad_residual, alpha=-1)
+            precision.add_product_(grad_atoms, active.T, precision.widened(residual), step_size)
+            if previous is None:
+                grad_z = _scaled_product(grad_z, active, atoms, step_size)
+                break
+            grad_residual = _scaled_product(None, active, atoms, step_size)
+            grad_z = grad_residual if grad_z is None else grad_z.add_(grad_residual)
+            precision.add_product_(grad_atoms, precision.widened(previous).T, grad_residual, -1)
             past, factor, sign = active, grad_residual, -1
         grad_start = None if start is None else torch.addmm(active, grad_residual, atoms.T, alpha=-1).to(start.dtype)
         return grad_start, grad_z.to(gradient.dtype), grad_atoms.to(dictionary.dtype), None, None, None, None
+
+
+def _scaled_product(total: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """total + scale * a @ b; writes into `total`. A GPU scales and adds as it writes the product, where a CPU's bits are those
+    of the separate passes."""
+    if a.is_cuda:
+        return (
+            torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+            if total is None
+            else total.addmm_(a, b, alpha=scale)
+        )
+    product = torch.mm(a, b).mul_(scale)
+    return product if total is None else total.add_(product)
 
 
 def _shrunk_product(start: Tensor | None, residual: Tensor, atoms: Tensor, scale: float, threshold: float) -> Tensor:

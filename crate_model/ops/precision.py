@@ -21,20 +21,20 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 
 
-def _constant_when_compiled(function: Method) -> Method:
+def constant_when_compiled(function: Method) -> Method:
     """What `torch.compiler.assume_constant_result` does: torch.compile calls `function` and puts the answer into its graph,
     where it would otherwise trace into it and split the graph. By hand, since that decorator imports the whole compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX-BF16 or Arm BF16)."""
     return _ask_for_bf16()
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def why_no_triton() -> str:
     """Why no Triton kernel runs on this process's GPU; empty when one was launched and computed what it should.
 
@@ -122,6 +122,17 @@ def without_autocast(method: Method) -> Method:
             return method(ctx, *arguments)
 
     return cast(Method, run)
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """total += scale * a @ b. A GPU adds a 16-bit product to float32 sums unrounded, as it writes it."""
+    if total.dtype == a.dtype:
+        return total.addmm_(a, b, alpha=scale)
+    if not total.is_cuda:
+        return total.add_(a @ b, alpha=scale)
+    if torch.compiler.is_compiling():  # torch 2.11 cannot compile the operation below
+        return total.add_(torch.mm(a, b, out_dtype=total.dtype), alpha=scale)
+    return torch.addmm(total, a, b, alpha=scale, out_dtype=total.dtype, out=total)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from crate_model.ops import cross_entropy as op
-from crate_model.ops import reference
+from crate_model.ops import precision, reference
 
 
 def inputs(dtype: torch.dtype, n: int = 29, d: int = 16, vocab: int = 131) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +47,20 @@ def test_bfloat16_keeps_its_dtype_and_is_close(chunked: None) -> None:
     for our, their in zip(ours, exact, strict=True):
         assert our.dtype == torch.bfloat16
         assert (our.float() - their).norm() / their.norm() < 0.01
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
+def test_the_weights_gradient_has_its_length_however_many_targets_count(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One over the number of targets, rounded to 16 bits, would scale all of it: by 0.13 % for 700 of them."""
+    monkeypatch.setattr(precision, "_ask_for_bf16", lambda: native)
+    hidden, weight, targets = inputs(torch.bfloat16, n=700)
+    targets = targets.clamp_min(0)
+    _, _, ours = loss_and_gradients(op.linear_cross_entropy, hidden, weight, targets)
+    _, _, exact = loss_and_gradients(reference.linear_cross_entropy, hidden.double(), weight.double(), targets)
+    along = (ours.double() * exact).sum() / exact.square().sum()
+    assert along.item() == pytest.approx(1, abs=3e-4)
 
 
 @pytest.mark.parametrize("block", [1, 5, 1000], ids=lambda rows: f"{rows} rows a block")

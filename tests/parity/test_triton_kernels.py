@@ -88,3 +88,20 @@ def test_without_a_working_triton_a_gpu_takes_torchs_operations(
     assert [record.message for record in caplog.records] == [
         f"Triton's kernels do not run here, torch's operations are used instead: {precision.why_no_triton()}"
     ]
+
+
+def test_a_gpu_adds_narrow_products_to_wide_sums_unrounded() -> None:
+    """As far as it can be seen without one: the compiled graph asks for a float32 product of 16-bit factors."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def capture(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    with FakeTensorMode():
+        a, b = (torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in ((8, 16), (16, 4)))
+        total = torch.empty(8, 4, dtype=torch.float32, device="cuda")
+        torch.compile(precision.add_product_, backend=capture, fullgraph=True)(total, a, b, 0.5)
+    (product,) = [node for node in graphs[0].graph.nodes if "mm" in str(node.target)]
+    assert product.kwargs == {"out_dtype": torch.float32}
