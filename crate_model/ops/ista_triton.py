@@ -1,8 +1,12 @@
-"""One Triton kernel for the products of ISTA that have element-wise work before or after them, in forward and backward.
+"""Triton kernels for the products of ISTA that have element-wise work before or after them, in forward and backward.
 
-It computes `start + scale * a @ b.T` and, before anything is written, either shrinks it (forward: the code) or masks it by
-where a code is positive (backward). Without it each of these is two or three more passes over tensors of the code's width.
-Accumulation is float32. Written by import only on CUDA; with TRITON_INTERPRET=1 it runs on a CPU, which the tests use.
+They compute `start + scale * a @ b.T` and, before anything is written, either shrink it (forward: the code) or mask it by
+where a code is positive (backward). Without them each of these is two or three more passes over tensors of the code's width.
+Accumulation is float32. Imported only on CUDA; with TRITON_INTERPRET=1 they run on a CPU, which the tests use.
+
+`kernel` takes a tile a program. `persistent_kernel` is for Hopper and later: as many programs as the GPU has multiprocessors
+go from tile to tile, so that one tile's element-wise work hides behind the next one's product, and tiles come and go by bulk
+copies, which leave the registers to the sums. It is off until a GPU has shown that it is faster (`PERSISTENT`).
 """
 
 import torch
@@ -10,10 +14,16 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from crate_model.ops import precision
 
 # Tile (rows, columns, inner), warps and pipeline stages: 16-bit tiles that fit the shared memory of sm_80 and sm_90.
 TILE_M, TILE_N, TILE_K, GROUP_M = 128, 128, 64, 8
 WARPS, STAGES = 8, 3
+PERSISTENT = False  # whether `persistent_kernel` is taken where it can be
+PERSISTENT_TILE_N = 256  # columns of its tiles; the rest is as above
+BULK_COPY_BYTES = 16  # a bulk copy's rows begin at multiples of so many
 
 
 def shrunk_product(
@@ -44,6 +54,9 @@ def _launch(start: Tensor | None, a: Tensor, b: Tensor, scale: float, threshold:
     out = torch.empty((m, n), dtype=a.dtype, device=a.device)
     start_or_out = out if start is None else start.contiguous()
     code_or_out = out if code is None else code.contiguous()
+    if PERSISTENT and not (k * a.element_size() % BULK_COPY_BYTES or n * a.element_size() % BULK_COPY_BYTES):
+        _launch_persistent(a, b, start_or_out, code_or_out, out, scale, threshold, start is not None, code is not None)
+        return out
     tiles = triton.cdiv(m, TILE_M) * triton.cdiv(n, TILE_N)
     kernel[(tiles,)](
         a, b, start_or_out, code_or_out, out, m, n, k, scale, threshold,
@@ -52,6 +65,26 @@ def _launch(start: Tensor | None, a: Tensor, b: Tensor, scale: float, threshold:
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out
+
+
+def _launch_persistent(
+    a: Tensor, b: Tensor, start: Tensor, code: Tensor, out: Tensor, scale: float, threshold: float,
+    has_start: bool, masks: bool,
+) -> None:  # fmt: skip
+    (m, k), n = a.shape, b.shape[0]
+    tiles = triton.cdiv(m, TILE_M) * triton.cdiv(n, PERSISTENT_TILE_N)
+    half_tile = [TILE_M, PERSISTENT_TILE_N // 2]
+    of = TensorDescriptor.from_tensor
+    persistent_kernel[(min(tiles, _multiprocessors()),)](
+        of(a, [TILE_M, TILE_K]), of(b, [PERSISTENT_TILE_N, TILE_K]), of(start, half_tile), of(code, half_tile),
+        of(out, half_tile), m, n, k, scale, threshold, has_start=has_start, masks=masks,
+        tile_m=TILE_M, tile_n=PERSISTENT_TILE_N, tile_k=TILE_K, group_m=GROUP_M, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+
+
+@precision.constant_when_compiled
+def _multiprocessors() -> int:
+    return torch.cuda.get_device_properties().multi_processor_count
 
 
 @triton.jit
@@ -95,3 +128,34 @@ def kernel(
     else:
         value = tl.maximum(value - threshold, 0.0)
     tl.store(out_ptr + places, value.to(out_ptr.dtype.element_ty), mask=inside_out)
+
+
+@triton.jit
+def persistent_kernel(
+    a_rows, b_rows, start_tiles, code_tiles, out_tiles, m, n, k, scale, threshold,
+    has_start: tl.constexpr, masks: tl.constexpr,
+    tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr, group_m: tl.constexpr,
+):  # fmt: skip
+    n_tiles_m, n_tiles_n = tl.cdiv(m, tile_m), tl.cdiv(n, tile_n)
+    half: tl.constexpr = tile_n // 2
+    for tile in tl.range(tl.program_id(0), n_tiles_m * n_tiles_n, tl.num_programs(0), flatten=True):
+        # In the order of `kernel`.
+        first = (tile // (group_m * n_tiles_n)) * group_m
+        height = min(n_tiles_m - first, group_m)
+        row = (first + (tile % (group_m * n_tiles_n)) % height) * tile_m
+        column = ((tile % (group_m * n_tiles_n)) // height) * tile_n
+        total = tl.zeros((tile_m, tile_n), dtype=tl.float32)
+        for begin in range(0, k, tile_k):
+            total = tl.dot(a_rows.load([row, begin]), b_rows.load([column, begin]).T, total, input_precision="ieee")
+
+        # In two halves: the element-wise work of a whole tile would not fit the registers beside its sums.
+        left, right = tl.split(tl.permute(tl.reshape(total, (tile_m, 2, half)), (0, 2, 1)))
+        for side in tl.static_range(2):
+            place = column + side * half
+            value = (left if side == 0 else right) * scale
+            if has_start:
+                value += start_tiles.load([row, place]).to(tl.float32)
+            shrunk_or_masked = (
+                tl.where(code_tiles.load([row, place]) > 0, value, 0.0) if masks else tl.maximum(value - threshold, 0.0)
+            )
+            out_tiles.store([row, place], shrunk_or_masked.to(out_tiles.dtype))

@@ -113,15 +113,21 @@ def test_taps_work_on_a_compiled_model() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux alone")
+@pytest.mark.parametrize("persistent", [False, True], ids=["a tile a program", "persistent"])
 @pytest.mark.parametrize(("architecture", "n_kernels"), [("crate", 5), ("gpt2", 1)])
 def test_a_gpus_graph_holds_the_triton_kernels(
-    architecture: str, n_kernels: int, monkeypatch: pytest.MonkeyPatch
+    architecture: str, n_kernels: int, persistent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path of a GPU in bfloat16, captured without one: loss and gradients are one graph with every kernel in it.
 
     CRATE has two shrunk products forward, two masked ones backward and the cross entropy, GPT-2 the cross entropy alone.
     """
-    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    from crate_model.ops import ista_triton
+
+    monkeypatch.setattr(ista_triton, "PERSISTENT", persistent)
+    monkeypatch.setattr(ista_triton, "_multiprocessors", lambda: 132)
+    for asked in ("has_triton", "has_triton_tensor_descriptor_host_tma"):
+        monkeypatch.setattr(f"torch.utils._triton.{asked}", lambda: True)
     monkeypatch.setattr(precision, "runs_triton", lambda _tensor: True)
     monkeypatch.setattr(precision, "widens", lambda _tensor: False)
     captured: list[torch.fx.GraphModule] = []

@@ -18,7 +18,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from crate_model.ops import cross_entropy_triton, ista_triton
+from crate_model.ops import cross_entropy_triton, ista_triton, launch_triton
 from pipeline.activations import scan_triton
 
 def build(kernel, signature, constants, capability, **options):
@@ -43,12 +43,38 @@ for capability in (80, 90):
               num_warps=ista_triton.WARPS, num_stages=ista_triton.STAGES)
     build(cross_entropy_triton.kernel, rows, dict(block=cross_entropy_triton.BLOCK), capability,
           num_warps=cross_entropy_triton.WARPS)
+    build(launch_triton.kernel, dict(from_ptr="*fp32", to_ptr="*fp32"), dict(n=launch_triton.N), capability)
     for n_bins in (8, 16):
         build(scan_triton.extremes_kernel, looked_at | found | sizes | dict(n_bins="i32"),
               dict(tile_tokens=scan_triton.TOKENS_OF_BINS, tile_bins=n_bins, tile_neurons=scan_triton.NEURONS),
               capability, num_warps=scan_triton.WARPS)
     build(scan_triton.statistics_kernel, summed | sizes,
           dict(tile_tokens=scan_triton.TOKENS, tile_neurons=scan_triton.NEURONS), capability, num_warps=scan_triton.WARPS)
+"""
+PERSISTENT = """
+import subprocess, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from crate_model.ops import ista_triton as ours
+
+m, n, k = ours.TILE_M, ours.PERSISTENT_TILE_N, ours.TILE_K
+shapes = dict(a_rows=(m, k), b_rows=(n, k), start_tiles=(m, n // 2), code_tiles=(m, n // 2), out_tiles=(m, n // 2))
+tiles = {name: f"tensordesc<bf16[{rows}, {columns}]>" for name, (rows, columns) in shapes.items()}
+numbers = dict(m="i32", n="i32", k="i32", scale="fp32", threshold="fp32")
+for has_start, masks in ((False, False), (True, False), (True, True)):
+    constants = dict(has_start=has_start, masks=masks, tile_m=m, tile_n=n, tile_k=k, group_m=ours.GROUP_M)
+    signature = tiles | numbers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(ours.persistent_kernel, signature=signature, constexprs=constants, attrs={})
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32),
+                           options=dict(num_warps=ours.WARPS, num_stages=ours.STAGES))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        used = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    print(built.metadata.shared, "wgmma" in built.asm["ptx"], "bulk.tensor" in built.asm["ptx"], "LOCAL:0" in used.stdout)
 """
 
 
@@ -71,8 +97,15 @@ def test_forward_and_backward_under_the_interpreter() -> None:
 def test_compiles_for_sm80_and_sm90() -> None:
     """To machine code, within the shared memory of an A100 and an H100, the products on tensor cores."""
     built = [line.split() for line in run("-c", COMPILE).splitlines()]
-    assert [capability for capability, _, _ in built] == ["80"] * 6 + ["90"] * 6
-    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * 4] * 2
+    assert [capability for capability, _, _ in built] == ["80"] * 7 + ["90"] * 7
+    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * 5] * 2
+
+
+def test_the_persistent_kernel_compiles_for_hopper() -> None:
+    """Its products by warp groups, its tiles by bulk copies, within an H100's shared memory, and no register spilled."""
+    for line in run("-c", PERSISTENT).splitlines():
+        shared, *facts = line.split()
+        assert int(shared) <= 227 * 1024 and facts == ["True"] * 3
 
 
 def test_without_a_working_triton_a_gpu_takes_torchs_operations(
