@@ -22,15 +22,13 @@ from crate_model.config import ModelConfig
 from crate_model.flops import count_parameters
 from pipeline.config import PretrainConfig, RuntimeConfig
 from pipeline.errors import ConfigError
-from pipeline.pretrain import optimizers
+from pipeline.pretrain import compiling, optimizers
 from pipeline.pretrain.batches import MicroBatch
 from pipeline.pretrain.resume import PARTS, Tensors
 
 if TYPE_CHECKING:
     from crate_model.model import LanguageModel
 
-# How far compiled gradients may lie from uncompiled ones, over their norm: roundings, and codes that these move over ReLU's kink.
-GRADIENTS_ALIKE = {"fp32": 0.02, "bf16": 0.3, "fp16": 0.3}
 SMALL_MODEL, LARGE_MODEL = 124_500_000, 1_500_000_000  # parameters: GPT-2 B is the largest of the small ones
 
 
@@ -62,24 +60,6 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def why_not_compiled(stage: int, device: torch.device) -> str:
-    """What keeps torch.compile from this model; empty when nothing does."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    from crate_model.ops.precision import why_no_triton
-
-    if stage == 3:
-        return "ZeRO 3 gathers weights inside the forward pass"
-    if device.type == "cuda":
-        return why_no_triton()
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "there is no C++ compiler; install g++"
-    return ""
-
-
 class Engine:
     """A model in training on this process's device. Every process of the job builds one and calls the same verbs."""
 
@@ -102,7 +82,7 @@ class Engine:
         if runtime.activation_checkpointing:
             _recompute_blocks(model)
         wanted = device.type == "cuda" if runtime.compile == "auto" else runtime.compile
-        self.not_compiled = why_not_compiled(self.stage, device) if wanted else ""
+        self.not_compiled = compiling.why_not(self.stage, device) if wanted else ""
         self.compiled = wanted and not self.not_compiled
         self.base = optimizers.build(optimizer, optimizers.parameter_groups(model, config.weight_decay), config)
         settings = _deepspeed_settings(config, runtime, self.stage, device, micro_batch, accumulation)
@@ -117,50 +97,24 @@ class Engine:
         self._make_moments()
         self._guard_optimizer()
 
-    # ---- torch.compile --------------------------------------------------------------------------------------------
-
     def compile_like_eager(self, batch: MicroBatch) -> None:
-        """Compile the model, if it is to be compiled and its gradients on `batch` stay what they are uncompiled.
+        """Compile the model, if it is to be compiled and its gradients on `batch` stay what they are uncompiled; `not_compiled`
+        says why it runs as it is after all. Collective: every worker calls it, before the first step.
 
-        Wrong gradients train, to something else, and nobody notices: so every run compares them first. `not_compiled` says why
-        it runs as it is after all. Collective: every worker calls it.
+        The forward method alone is compiled: DeepSpeed's hooks around it would split the graph.
         """
         if not self.compiled:
             return
-        inputs, targets = self._inputs_and_targets(batch)
         self.model.train()
-        eager = self._gradients(self.model.forward, inputs, targets)
-        # The forward method alone: DeepSpeed's hooks around it would split the graph.
-        forward = torch.compile(self.model.forward, fullgraph=True, dynamic=False)
-        try:
-            found = self._gradients(forward, inputs, targets)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, OSError) as error:  # of whatever the compiler is made of, all of torch's errors are such
-            why = f"it failed to compile: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        else:
-            why = self._difference(eager, found)
+        inputs, targets = self._inputs_and_targets(batch)
+        forward, why = compiling.compiled_like_eager(self.model, inputs, targets, self.config.precision)
         if self.anywhere(bool(why)):
-            self.compiled, self.not_compiled = False, why or "another worker's differs from its uncompiled one"
+            self.compiled, self.not_compiled = (
+                False,
+                why or "on another worker its gradients are not the uncompiled ones",
+            )
         else:
             self.model.forward = forward  # type: ignore[method-assign]
-
-    def _gradients(self, run: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-        """Of every parameter, without DeepSpeed's hooks, which wait for gradients that are accumulated."""
-        return list(torch.autograd.grad(run(inputs, targets), list(self.model.parameters())))
-
-    def _difference(self, eager: list[torch.Tensor], compiled: list[torch.Tensor]) -> str:
-        """Which gradient of the compiled model is another one; empty when rounding explains them all."""
-        allowed = GRADIENTS_ALIKE[self.config.precision]
-        floor = 1e-3 * float(torch.stack([g.float().norm() for g in eager]).norm())
-        for (name, _), ours, theirs in zip(self.model.named_parameters(), eager, compiled, strict=True):
-            norm, apart = float(ours.float().norm()), float((ours.float() - theirs.float()).norm())
-            if not apart <= allowed * (norm + floor):
-                return (
-                    f"the compiled gradient of {name} (norm {float(theirs.float().norm()):.3g}) lies {apart:.2g} from "
-                    f"the uncompiled one (norm {norm:.3g})"
-                )
-        return ""
 
     # ---- one step -------------------------------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ def _train(job: TrainingJob, device: torch.device, wishes: Wishes, plan: BatchPl
         if not run.finished:
             engine.compile_like_eager(next(batches.micro_batches(batches.window_ids(run.counters.step))))
         if engine.not_compiled and dist.get_rank() == 0:
-            job.tell(f"runtime.compile is not followed, the model runs as it is: {engine.not_compiled}")
+            job.tell(f"the model runs uncompiled: {engine.not_compiled}")
         facts = {
             **optimizer.facts,
             "zero_stage": engine.stage,

@@ -20,6 +20,7 @@ from crate_model.model import LanguageModel
 from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import PretrainConfig, RuntimeConfig
+from pipeline.pretrain import compiling
 from pipeline.pretrain import engine as engine_module
 from pipeline.pretrain.__main__ import process_group
 from pipeline.pretrain.batches import Batches, plan_batches
@@ -117,7 +118,7 @@ def test_other_gradients_than_the_uncompiled_models_are_told_and_not_trained_wit
 
 
 def test_what_does_not_compile_is_told_and_runs_as_it_is(split: TokenSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "why_not_compiled", lambda *_: "")
+    monkeypatch.setattr(compiling, "why_not", lambda *_: "")
     hidden = LanguageModel.hidden
 
     def breaks_the_graph(self: LanguageModel, *arguments: Any) -> torch.Tensor:

@@ -210,7 +210,7 @@ def test_a_model_that_is_not_compiled_after_all_is_told(
     job = with_runtime(make_job(root, tokens, f"compile-{stage}"), compile=True, zero_stage=stage)
     assert "summary" in train(job)
     (sentence,) = told(job)
-    assert "runtime.compile is not followed" in sentence and why in sentence
+    assert "the model runs uncompiled" in sentence and why in sentence
 
 
 def test_fp16_without_a_gpu_is_refused_at_once_and_not_tried_again(root: Path, tokens: Artifact) -> None:
