@@ -49,7 +49,8 @@ def restore_state(folder: Path, trainer: SAETrainer) -> list[dict[str, Any]]:
     for moment in MOMENTS:
         moments = getattr(trainer.optimizer, moment)
         moments |= {name: tensors[f"{moment}.{name}"] for name in moments}
-    trainer.optimizer.n_steps = trainer.step_number
+    for count in trainer.optimizer.n_steps.values():
+        count.fill_(trainer.step_number)
     return facts["curve"]
 
 
