@@ -114,7 +114,9 @@ def without_radial_part(gradient: Float[Tensor, "n d"], rows: Float[Tensor, "n d
 
 def keep_largest(values: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch n"]:
     """`values` with all but the k largest of the last axis set to zero."""
-    largest = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
+    if k >= values.shape[-1]:
+        return values
+    largest = values.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(values).scatter(-1, largest.indices, largest.values)
 
 

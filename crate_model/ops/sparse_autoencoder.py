@@ -1,17 +1,27 @@
 """The gradients of a sparse autoencoder's loss, by hand: five matrix products where autograd takes six, and few passes between.
 
 `crate_model.sae.loss` under torch's own autograd is the oracle. There the subtraction of b_dec makes autograd carry a gradient
-back to the input, a whole product that nobody asks for; here b_dec is folded into the encoder's bias.
+back to the input, a whole product that nobody asks for; here b_dec is folded into the encoder's bias. And there the dead
+features are picked out by a mask, for which the host has to wait until the device has counted them; here every shape is known
+beforehand, so that a GPU is never waited for.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crate_model.sae import BANDWIDTH, SAELoss, SparseAutoencoder, inverse_norm, loss
+from crate_model.sae import (
+    AUXILIARY_COEFFICIENT,
+    BANDWIDTH,
+    MAX_AUXILIARY,
+    SAELoss,
+    SparseAutoencoder,
+    inverse_norm,
+    keep_largest,
+)
 
 
 @dataclass
@@ -30,6 +40,14 @@ class Workspace:
 
 
 @dataclass(frozen=True)
+class Dead:
+    """The features that may be dead, by index, and which of them are. Every dead feature has to be among them."""
+
+    among: Int[Tensor, " c"]
+    are_dead: Bool[Tensor, " c"]
+
+
+@dataclass(frozen=True)
 class Gradients:
     """Of one batch: the losses, the features, and `by_name`, the gradient of every parameter."""
 
@@ -38,42 +56,29 @@ class Gradients:
     by_name: dict[str, Tensor]
 
 
+@torch.no_grad()
 def gradients(
     sae: SparseAutoencoder,
     v: Float[Tensor, "n d_in"],
     sparsity: float,
-    dead: Bool[Tensor, " d_sae"] | None = None,
+    dead: Dead | None = None,
     workspace: Workspace | None = None,
 ) -> Gradients:
-    """What `loss(sae, v, sparsity, dead)` and its backward pass give, up to rounding. Dead features go through autograd.
+    """What `loss(sae, v, sparsity, mask)` and its backward pass give, up to rounding, where `mask` says which are dead.
 
     The features may lie in the workspace: the next call with it overwrites them.
     """
-    if dead is not None and bool(dead.any()):
-        return _by_autograd(sae, v, sparsity, dead)
-    with torch.no_grad():
-        return _by_hand(sae, v, sparsity, workspace or Workspace())
-
-
-def _by_autograd(sae: SparseAutoencoder, v: Tensor, sparsity: float, dead: Tensor | None) -> Gradients:
-    losses, f = loss(sae, v, sparsity, dead)
-    names, parameters = zip(*sae.named_parameters(), strict=True)
-    found = torch.autograd.grad(losses.total, parameters)
-    return Gradients(losses, f.detach(), dict(zip(names, found, strict=True)))
-
-
-def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float, workspace: Workspace) -> Gradients:
     n, variant = len(v), sae.config.variant
-    W_enc, W_dec = sae.W_enc, sae.W_dec
-    h = workspace.out_of(torch.addmm, "h", sae.b_enc - sae.b_dec @ W_enc, v, W_enc)
+    workspace = workspace or Workspace()
+    h = workspace.out_of(torch.addmm, "h", sae.b_enc - sae.b_dec @ sae.W_enc, v, sae.W_enc)
     f = h.relu_() if variant == "relu" else sae.select(h)
-    error = torch.addmm(sae.b_dec, f, W_dec).sub_(v)
+    error = torch.addmm(sae.b_dec, f, sae.W_dec).sub_(v)
     weight = inverse_norm(v).div_(v.shape[1]) if variant == "relu" else v.new_ones(())
     to_output = error * weight.mul_(2 / n)  # the gradient of the reconstruction
     reconstruction = (error * to_output).sum() / 2
-    to_code = workspace.out_of(torch.mm, "to_code", to_output, W_dec.T)
-    found: dict[str, Tensor] = {}
-    penalty = reconstruction.new_zeros(())
+    to_code = workspace.out_of(torch.mm, "to_code", to_output, sae.W_dec.T)
+    found = {"W_dec": f.T @ to_output}
+    penalty, penalty_weight = reconstruction.new_zeros(()), sparsity
     if variant == "relu":
         penalty = f.sum() / n
         to_code.add_(sparsity / n)
@@ -81,13 +86,38 @@ def _by_hand(sae: SparseAutoencoder, v: Tensor, sparsity: float, workspace: Work
         penalty = (f > 0).sum().to(v.dtype) / n
         found["log_threshold"] = _to_log_threshold(sae, h, to_code, sparsity / n)
     to_code = torch.ops.aten.threshold_backward(to_code, f, 0, grad_input=to_code)  # where f > 0: one pass, no mask
+    if dead is not None and variant in ("topk", "batchtopk"):
+        penalty, penalty_weight = _auxiliary(sae, h, error, dead, to_code, found["W_dec"]), AUXILIARY_COEFFICIENT
+    found |= _of_encoder(sae, v, to_output, to_code)
+    return Gradients(SAELoss(reconstruction + penalty_weight * penalty, reconstruction, penalty), f, found)
+
+
+def _of_encoder(sae: SparseAutoencoder, v: Tensor, to_output: Tensor, to_code: Tensor) -> dict[str, Tensor]:
+    """The gradients of W_enc, b_enc and of b_dec, which is in the encoder's bias as well as in the output."""
     to_bias = to_code.sum(dim=0)
-    found["W_enc"] = (v.T @ to_code).addr_(sae.b_dec, to_bias, alpha=-1)
-    found["b_enc"] = to_bias
-    found["W_dec"] = f.T @ to_output
-    found["b_dec"] = to_output.sum(dim=0) - W_enc @ to_bias
-    total = reconstruction + (sparsity * penalty if variant in ("relu", "jumprelu") else 0.0)
-    return Gradients(SAELoss(total, reconstruction, penalty), f, found)
+    return {
+        "W_enc": (v.T @ to_code).addr_(sae.b_dec, to_bias, alpha=-1),
+        "b_enc": to_bias,
+        "b_dec": to_output.sum(dim=0) - sae.W_enc @ to_bias,
+    }
+
+
+def _auxiliary(
+    sae: SparseAutoencoder, h: Tensor, error: Tensor, dead: Dead, to_code: Tensor, to_decoder: Tensor
+) -> Tensor:
+    """`auxiliary_loss` of the residual -error; its weighted gradients are added to `to_code` (n, d_sae) and `to_decoder`.
+
+    Features of `among` that are not dead take part as zeros, which change no sum, so the shapes need not be asked of the device.
+    """
+    rows = sae.W_dec[dead.among]
+    excited = h[:, dead.among].relu_().masked_fill_(~dead.are_dead, 0.0)
+    f = keep_largest(excited, min(MAX_AUXILIARY, max(1, sae.config.d_in // 2)))
+    missed = torch.addmm(error, f, rows)
+    share = error.square().sum().clamp_min(1e-12).reciprocal()
+    to_missed = missed * (2 * AUXILIARY_COEFFICIENT * share)
+    to_code.index_add_(1, dead.among, torch.ops.aten.threshold_backward(to_missed @ rows.T, f, 0))
+    to_decoder.index_add_(0, dead.among, f.T @ to_missed)
+    return torch.where(dead.are_dead.any(), missed.square().sum() * share, 0.0)
 
 
 def _to_log_threshold(sae: SparseAutoencoder, h: Tensor, to_code: Tensor, step_weight: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from crate_model import taps
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder, spliced
-from pipeline.artifacts.activation_stream import forward_to
+from pipeline.artifacts.activation_stream import forward_to, on_device
 from pipeline.artifacts.saes import Site
 from pipeline.artifacts.tokens import TokenSplit
 
@@ -40,7 +40,7 @@ class Held:
         n_windows = min(self.split.n_windows(n_ctx), max(1, n_tokens // n_ctx))
         for first in range(0, n_windows, self.batch_rows):
             rows = np.arange(first, min(first + self.batch_rows, n_windows))
-            yield torch.from_numpy(np.ascontiguousarray(self.split.windows(rows, n_ctx))).to(self.device)
+            yield on_device(self.split.windows(rows, n_ctx), self.device)
 
 
 class TapStatistics:
@@ -125,8 +125,7 @@ def losses(
         variants["mean", point] = _replaced(model, point, mean)
     for site, sae in saes.items():
         variants["spliced", site.name] = partial(spliced, model, site.point, sae)
-    loss_sums = dict.fromkeys(variants, 0.0)
-    kl_sums = dict.fromkeys(variants, 0.0)
+    sums = torch.zeros(len(variants), 2, dtype=torch.float64, device=held.device)
     n = 0
     for ids in held.batches(model.config.n_ctx, n_tokens):
         hidden = {}
@@ -134,21 +133,21 @@ def losses(
             with change():
                 hidden[name] = model.hidden(ids[:, :-1]).flatten(0, 1).float()
         targets = ids[:, 1:].flatten()
-        n += len(targets)
-        for rows in torch.arange(len(targets), device=held.device).split(HEAD_TOKENS):
+        for first in range(0, len(targets), HEAD_TOKENS):
+            rows = slice(first, first + HEAD_TOKENS)
             batch = {name: value[rows] for name, value in hidden.items()}
-            for name, (loss, kl) in _compare(batch, model.embed.tokens.weight.float(), targets[rows]).items():
-                loss_sums[name] += loss
-                kl_sums[name] += kl
-    return {k: v / n for k, v in loss_sums.items()}, {k: v / n for k, v in kl_sums.items()}, n
+            sums += _compare(batch, model.embed.tokens.weight.float(), targets[rows])
+        n += len(targets)
+    loss, kl = (dict(zip(variants, column, strict=True)) for column in (sums / n).T.tolist())
+    return loss, kl, n
 
 
 def _replaced(model: LanguageModel, point: str, row: Tensor) -> Callable[[], AbstractContextManager[Any]]:
     return lambda: taps.edit(model, {point: lambda value: row.to(value.dtype).expand_as(value)})
 
 
-def _compare(hidden: Mapping[Variant, Tensor], head: Tensor, targets: Tensor) -> dict[Variant, tuple[float, float]]:
-    """Summed loss and KL(clean || variant) of a few rows.
+def _compare(hidden: Mapping[Variant, Tensor], head: Tensor, targets: Tensor) -> Tensor:
+    """Summed loss and KL(clean || variant) of a few rows, (variants, 2), on the device.
 
     With p the clean distribution and h the variant's hidden state, KL = sum p log p - h . (p E) + logsumexp(E h): the clean
     distribution meets the head once, and no variant's distribution is ever written out.
@@ -157,15 +156,15 @@ def _compare(hidden: Mapping[Variant, Tensor], head: Tensor, targets: Tensor) ->
     clean = logits.log_softmax(dim=-1)
     p = clean.exp()
     negative_entropy = (p * clean).sum(dim=-1).double()
-    expected_row = p @ head
-    result = {}
+    expected_row, target_row = p @ head, head[targets]
+    result = []
     for name, h in hidden.items():
         own = logits if name == ("clean", "") else h @ head.T
         log_total = own.logsumexp(dim=-1).double()
-        loss = log_total - (h * head[targets]).sum(dim=-1).double()
+        loss = log_total - (h * target_row).sum(dim=-1).double()
         kl = negative_entropy - (h * expected_row).sum(dim=-1).double() + log_total
-        result[name] = (float(loss.sum()), float(kl.sum()))
-    return result
+        result.append(torch.stack((loss.sum(), kl.sum())))
+    return torch.stack(result)
 
 
 def measures_row(

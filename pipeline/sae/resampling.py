@@ -8,12 +8,11 @@ feature draws from the same distribution. The counts of the released code cover 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from crate_model.sae import SparseAutoencoder, spliced
-from pipeline.artifacts.activation_stream import ActivationStream
+from pipeline.artifacts.activation_stream import ActivationStream, on_device
 from pipeline.artifacts.order import window_ids
 from pipeline.config import SAEConfigSection
 from pipeline.sae.training import SAETrainer, seed_of
@@ -59,7 +58,7 @@ def restart_features(sae: SparseAutoencoder, dead: Tensor, inputs: Tensor) -> No
     """Point the features `dead` (n,) at `inputs` (n, d_in): decoder rows their directions, encoder columns the same, small."""
     directions = inputs / inputs.norm(dim=1, keepdim=True)
     alive = torch.ones(sae.config.d_sae, dtype=torch.bool, device=dead.device).index_fill_(0, dead, False)
-    typical = sae.W_enc[:, alive].norm(dim=0).mean() if bool(alive.any()) else sae.W_enc.norm(dim=0).mean()
+    typical = sae.W_enc[:, alive].norm(dim=0).mean() if len(dead) < len(alive) else sae.W_enc.norm(dim=0).mean()
     sae.W_dec[dead] = directions
     sae.W_enc[:, dead] = directions.T * ENCODER_SHARE * typical
     sae.b_enc[dead] = 0.0
@@ -74,15 +73,14 @@ def badly_reconstructed(trainer: SAETrainer, stream: ActivationStream, wanted: i
     found: list[Tensor] = []
     for batch in range(-(-trainer.settings.resample_rows // n_rows)):
         rows = window_ids(seed, batch, n_rows, stream.split.n_windows(n_ctx))
-        ids = torch.from_numpy(np.ascontiguousarray(stream.split.windows(rows, n_ctx))).to(stream.device)
-        found += _one_a_window(trainer.sae, model, point, ids, generator)
-        if len(found) >= wanted:
+        ids = on_device(stream.split.windows(rows, n_ctx), stream.device)
+        found.append(_one_a_window(trainer.sae, model, point, ids, generator))
+        if sum(map(len, found)) >= wanted:
             break
-    width = trainer.sae.config.d_in
-    return torch.stack(found[:wanted]) if found else torch.empty(0, width, device=stream.device)
+    return torch.cat(found)[:wanted]
 
 
-def _one_a_window(sae: SparseAutoencoder, model, point: str, ids: Tensor, generator: torch.Generator) -> list[Tensor]:
+def _one_a_window(sae: SparseAutoencoder, model, point: str, ids: Tensor, generator: torch.Generator) -> Tensor:
     from crate_model import taps
 
     with taps.read(model, [point]) as values:
@@ -91,7 +89,7 @@ def _one_a_window(sae: SparseAutoencoder, model, point: str, ids: Tensor, genera
         rise = (model.token_losses(ids[:, :-1], ids[:, 1:]) - clean).relu().cpu()
     rows = torch.nonzero(rise.sum(dim=1) > 0).flatten()
     if len(rows) == 0:
-        return []
+        return values[point].new_empty(0, sae.config.d_in, dtype=torch.float32)
     drawn = torch.multinomial(rise[rows], 1, generator=generator).flatten()
     activations = values[point][rows.to(ids.device), drawn.to(ids.device)].float()
-    return [v for v in activations if bool(v.any())]
+    return activations[activations.any(dim=1)]

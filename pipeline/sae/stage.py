@@ -64,5 +64,5 @@ def groups(sites: Sequence[Site], n_workers: int) -> list[list[Site]]:
 
 
 STAGE = Stage(
-    "sae", 1, "cell", ("tokens", "pretrain"), Settings, run, needed=lambda config: bool(config.sae.expansions)
+    "sae", 2, "cell", ("tokens", "pretrain"), Settings, run, needed=lambda config: bool(config.sae.expansions)
 )

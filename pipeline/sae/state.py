@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pipeline.sae.training import SAETrainer
 
 COUNTERS = ("step_number", "clock", "n_counted", "n_resampled", "scale")
-TENSORS = ("n_fired", "silent_for")
+TENSORS = ("n_fired", "silent_for", "dying")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from crate_model.config import SAEConfig
 from crate_model.ops.precision import matmul_precision
-from crate_model.ops.sparse_autoencoder import Workspace, gradients
+from crate_model.ops.sparse_autoencoder import Dead, Workspace, gradients
 from crate_model.sae import BANDWIDTH, SparseAutoencoder, loss
 
 VARIANTS = ("relu", "topk", "batchtopk", "jumprelu")
@@ -30,19 +30,30 @@ def data(n: int = 40, d_in: int = 12, dtype: torch.dtype = torch.float64) -> tor
     return v
 
 
+DEAD = {
+    "nobody is asked": ([], None),
+    "none of some": ([], range(4, 20)),
+    "three of four": ([3, 8, 9], [3, 8, 9, 14]),  # fewer than half the inputs: all dead ones take part
+    "nine of twenty": (range(9), range(20)),  # more than half the inputs: the most excited take part
+    "twelve of all": (range(5, 17), range(30)),
+}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dead", [False, True])
-def test_gradients_equal_autograds(variant: str, dead: bool) -> None:
+@pytest.mark.parametrize("case", DEAD)
+def test_gradients_equal_autograds(variant: str, case: str) -> None:
     sae, v = autoencoder(variant), data()
     if variant == "jumprelu":  # put some pre-activations within the rectangle, or the threshold has no gradient
         with torch.no_grad():
             h = sae.pre_activations(v)
             sae.log_threshold.copy_((h.clamp_min(0.01).amax(dim=0) - 0.2 * BANDWIDTH).log())
-    mask = torch.arange(30) < 9 if dead else None
+    dead, among = DEAD[case]
+    mask = torch.zeros(30, dtype=torch.bool).index_fill_(0, torch.tensor(list(dead), dtype=torch.int64), True)
     losses, f = loss(sae, v, 0.01, mask)
     names, parameters = zip(*sae.named_parameters(), strict=True)
     expected = dict(zip(names, torch.autograd.grad(losses.total, parameters), strict=True))
-    got = gradients(sae, v, 0.01, mask)
+    got = gradients(sae, v, 0.01, among and Dead(torch.tensor(list(among)), mask[list(among)]))
+    assert (losses.penalty > 0) == (variant in ("relu", "jumprelu") or bool(mask.any()))
     assert got.by_name.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0, f"{name}: nothing to compare"

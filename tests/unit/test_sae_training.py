@@ -16,6 +16,7 @@ from pipeline.artifacts.saes import Site
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
 from pipeline.errors import ConfigError, StageError
+from pipeline.sae import training
 from pipeline.sae.loop import TrainedGroup, train_group
 from pipeline.sae.planned import planned_sites
 from pipeline.sae.resampling import badly_reconstructed, counting_starts, dead_features, resample, restart_features
@@ -74,6 +75,58 @@ def test_a_restart_ends_at_the_same_bits(world: World, tmp_path: Path, variant: 
             train(world, sites, Watcher(tmp_path / "broken", 1000, stop_requested=StopAt(stop)), settings)
     assert_equal(straight, train(world, sites, Watcher(tmp_path / "broken", 1000), settings))
     assert straight.trainers[0].step_number == 40
+
+
+def test_a_restart_between_two_looks_at_the_dying_ends_at_the_same_bits(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which features take part in the auxiliary loss as zeros changes its rounding, so the state has them."""
+    monkeypatch.setattr(training, "LOOKED_EVERY", 3)
+    settings, sites = changed(variant="topk", dead_after_tokens=200, k=4), sites_of("topk")
+    straight = train(world, sites, Watcher(tmp_path / "straight", 1000), settings)
+    for stop in (8, 6):  # after steps 8 and 14
+        with pytest.raises(StageError, match="asked to stop"):
+            train(world, sites, Watcher(tmp_path / "broken", 1000, stop_requested=StopAt(stop)), settings)
+    again = train(world, sites, Watcher(tmp_path / "broken", 1000), settings)
+    assert_equal(straight, again)
+    for trainer in again.trainers:
+        assert 0 < len(trainer.dying) < trainer.sae.config.d_sae
+    assert any(row["penalty"] > 0 for row in straight.curves)
+
+
+def test_no_dead_feature_is_overlooked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those dead at a step are found among those that could die when it was last looked, also where most steps do not look."""
+    monkeypatch.setattr(training, "LOOKED_EVERY", 5)
+    settings = changed(variant="batchtopk", dead_after_tokens=500)
+    trainer = SAETrainer(sites_of("batchtopk")[0], settings, 64, 0, CPU)
+    stream = ActivationStream(world.model, TokenSplit(world.tokens, "train"), (site().point,), 1, 64, 320, 4, CPU)
+    batches, seen = stream.batches(), set()
+    for _ in range(40):
+        found, dead = trainer._dead(), torch.nonzero(trainer.silent_for >= 500).flatten().tolist()
+        assert (found.among[found.are_dead].tolist() if found else []) == dead
+        seen.add((found is None, len(dead) > 0, found is not None and len(found.among) > len(dead)))
+        trainer.step(next(batches)[site().point])
+    assert {(True, False, False), (False, False, True), (False, True, True)} <= seen, "no, some and other candidates"
+
+
+def test_firing_is_counted_exactly() -> None:
+    f = torch.randn(1000, 30, generator=torch.Generator().manual_seed(0)).relu_()
+    f[:, 3] = 0.0
+    assert torch.equal(training.firing_counts(f), (f > 0).sum(dim=0))
+
+
+def test_batchtopks_threshold_stays_where_nothing_fires() -> None:
+    trainer = SAETrainer(sites_of("batchtopk")[0], changed(variant="batchtopk"), 64, 0, CPU)
+    f = torch.zeros(64, 128)
+    f[5, 7] = 0.25
+    trainer._count(f)
+    assert trainer.sae.threshold == 0.25  # the first batch's own
+    trainer.step_number = 1
+    trainer._count(torch.zeros(64, 128))
+    assert trainer.sae.threshold == 0.25
+    trainer._count(2 * f)
+    assert trainer.sae.threshold.item() == pytest.approx(0.25 + 0.01 * 0.25)
+    assert trainer.n_active == 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
