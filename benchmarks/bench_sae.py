@@ -8,8 +8,11 @@ model does without targets (all layers, logits of the last position only), store
 trains with torch's autograd and Adam. Ours: one stream of activations for all six. Both take turns, each in a process of its
 own. A second yardstick, which asks the model for the logits of every position, is told beside the first and decides nothing.
 
-Both in float32. Ours once more with `sae.matmul_precision: medium`, that is bfloat16 factors where the processor multiplies them;
-its last loss is told over that of float32.
+Both in float32. Ours once more with `sae.matmul_precision: medium`, that is TF32 on a GPU, and bfloat16 factors on a processor
+that multiplies them; its last loss is told over that of float32.
+
+On a GPU, where there is one: both sides there with 64 times the tokens, each once with a few of them before the clock starts,
+and memory is the GPU's.
 """
 
 from __future__ import annotations
@@ -28,10 +31,33 @@ from verdicts import ROOT, Verdicts, in_new_process
 sys.path.insert(0, str(ROOT / "tests"))
 N_LAYER, N_CTX, WIDTHS, BATCH, ROWS = 3, 1024, (1, 4), 4096, 4
 BUFFER = 2 * BATCH  # filled more than once with --quick, too: its first filling is the cheapest in memory
+TOKENS = {"cpu": 2**16, "cuda": 2**22}
+QUICK_TOKENS = {"cpu": 2**14, "cuda": 2**20}
 
 
-def world(folder: Path, n_tokens: int) -> tuple[Any, Any]:
-    """The model, freshly initialised, and a train split."""
+def the_device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def clock(device: Any) -> float:
+    """Seconds, when all that was queued on the device is done."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def world(folder: Path, n_tokens: int) -> tuple[Any, Any, Any]:
+    """The model, freshly initialised, a train split, and the device on which the model is."""
     import torch
     import training_world
 
@@ -44,18 +70,22 @@ def world(folder: Path, n_tokens: int) -> tuple[Any, Any]:
     tokens = store.find("tokens", "7" * 32) or training_world.make_tokens(store, n_train=n_tokens + N_CTX + 1)
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(n_layer=N_LAYER, n_head=4, d_model=128, n_ctx=N_CTX)).eval()
-    return model, TokenSplit(tokens, "train")
+    device = the_device()
+    return model.to(device), TokenSplit(tokens, "train"), device
 
 
 def plain(folder: Path, n_tokens: int, all_logits: bool = False) -> dict[str, float]:
     """One autoencoder after the other, each on stored activations."""
-    model, split = world(folder, n_tokens)
-    started = time.perf_counter()
+    import torch
+
+    model, split, device = world(folder, n_tokens)
+    torch.optim.Adam([torch.zeros(())])  # the first one made imports torch's compiler, which is no part of a training
+    started = clock(device)
     last = 0.0
     for layer in range(N_LAYER):
         for width in WIDTHS:
             last = plain_training(stored(model, split, layer, n_tokens, all_logits), width)
-    return report(started, n_tokens, last)
+    return report(device, started, n_tokens, last)
 
 
 def stored(model: Any, split: Any, layer: int, n_tokens: int, all_logits: bool) -> Any:
@@ -68,7 +98,7 @@ def stored(model: Any, split: Any, layer: int, n_tokens: int, all_logits: bool) 
     with torch.no_grad():
         for first in range(0, n_tokens // N_CTX, ROWS):
             ids = torch.from_numpy(split.windows(range(first, first + ROWS), N_CTX)[:, :-1].copy())
-            hidden = model.hidden(ids)
+            hidden = model.hidden(ids.to(model.embed.tokens.weight.device))
             model.head(hidden if all_logits else hidden[:, -1:])
     handle.remove()
     return torch.cat(found)
@@ -80,13 +110,14 @@ def plain_training(activations: Any, width: int) -> float:
 
     n, d = activations.shape
     torch.manual_seed(0)
-    W_enc = torch.nn.init.kaiming_uniform_(torch.empty(d, width * d)).requires_grad_()
-    W_dec = torch.nn.init.kaiming_uniform_(torch.empty(width * d, d))
-    W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).requires_grad_()
-    b_enc, b_dec = torch.zeros(width * d, requires_grad=True), torch.zeros(d, requires_grad=True)
+    with activations.device:
+        W_enc = torch.nn.init.kaiming_uniform_(torch.empty(d, width * d)).requires_grad_()
+        W_dec = torch.nn.init.kaiming_uniform_(torch.empty(width * d, d))
+        W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).requires_grad_()
+        b_enc, b_dec = torch.zeros(width * d, requires_grad=True), torch.zeros(d, requires_grad=True)
+        fired = torch.zeros(width * d, dtype=torch.long)
+        order = torch.randperm(n)
     optimizer = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], lr=4e-5)
-    fired = torch.zeros(width * d, dtype=torch.long)
-    order = torch.randperm(n)
     for first in range(0, n, BATCH):
         v = activations[order[first : first + BATCH]]
         f = torch.relu((v - b_dec) @ W_enc + b_enc)
@@ -105,14 +136,12 @@ def plain_training(activations: Any, width: int) -> float:
 
 def ours(folder: Path, n_tokens: int, precision: str = "highest") -> dict[str, float]:
     """All six on one stream, as the stage trains them."""
-    import torch
-
     from pipeline.config import SAEConfigSection
     from pipeline.sae.loop import train_group
     from pipeline.sae.planned import planned_sites
     from pipeline.sae.watcher import Watcher
 
-    model, split = world(folder, n_tokens)
+    model, split, device = world(folder, n_tokens)
     settings = SAEConfigSection(
         expansions=WIDTHS,
         total_tokens=n_tokens,
@@ -123,17 +152,20 @@ def ours(folder: Path, n_tokens: int, precision: str = "highest") -> dict[str, f
         matmul_precision=precision,
     )
     sites = planned_sites(settings, model.config)
-    started = time.perf_counter()
-    group = train_group(model, split, sites, settings, 0, torch.device("cpu"), Watcher(folder / "states", 10**9))
-    return report(started, n_tokens, group.curves[-1]["loss"])
+    started = clock(device)
+    group = train_group(model, split, sites, settings, 0, device, Watcher(folder / "states", 10**9))
+    return report(device, started, n_tokens, group.curves[-1]["loss"])
 
 
-def report(started: float, n_tokens: int, last_loss: float) -> dict[str, float]:
+def report(device: Any, started: float, n_tokens: int, last_loss: float) -> dict[str, float]:
+    import torch
+
     from pipeline.this_machine import peak_rss_bytes
 
-    seconds = time.perf_counter() - started
+    seconds = clock(device) - started
     trained = n_tokens * N_LAYER * len(WIDTHS)
-    return {"tokens_per_second": trained / seconds, "peak_bytes": peak_rss_bytes(), "last_loss": last_loss}
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
+    return {"tokens_per_second": trained / seconds, "peak_bytes": peak, "last_loss": last_loss}
 
 
 SIDES = {
@@ -142,6 +174,18 @@ SIDES = {
     "ours": ours,
     "ours_medium": lambda folder, n: ours(folder, n, "medium"),
 }
+
+
+def warmed_up(side: str, folder: Path, n_tokens: int) -> dict[str, float]:
+    """The side's figures; on a GPU after a short run that loads the kernels and is forgotten."""
+    import torch
+
+    if the_device().type == "cuda":
+        with tempfile.TemporaryDirectory() as other:
+            SIDES[side](Path(other), 4 * BATCH)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return SIDES[side](folder, n_tokens)
 
 
 def one_side(side: str, n_tokens: int) -> dict[str, float]:
@@ -154,16 +198,15 @@ def one_side(side: str, n_tokens: int) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="16,384 tokens instead of 65,536, one round instead of three"
-    )
+    parser.add_argument("--quick", action="store_true", help="a quarter of the tokens, one round instead of three")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         side, folder, n_tokens = arguments.side
-        print(json.dumps(SIDES[side](Path(folder), int(n_tokens))))
+        print(json.dumps(warmed_up(side, Path(folder), int(n_tokens))))
         return 0
-    n_tokens, rounds = (2**14, 1) if arguments.quick else (2**16, 3)
+    device = the_device()
+    n_tokens, rounds = (QUICK_TOKENS[device.type], 1) if arguments.quick else (TOKENS[device.type], 3)
     verdicts = Verdicts("sae", "torch", "numpy")
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for round_number in range(rounds):
@@ -178,7 +221,7 @@ def main() -> int:
     verdicts.measured("loss_medium_over_float32", loss, "x")
     verdicts.measured("same_vs_every_positions_logits", speed_ratio(runs["ours"][:1], runs["plain_all_logits"]), "x")
     verdicts.at_most("peak_memory_at_twice_the_tokens", growth, "x", 1.05)
-    return verdicts.write({"n_tokens": n_tokens, "runs": runs, "longer": longer})
+    return verdicts.write({"device": name(device), "n_tokens": n_tokens, "runs": runs, "longer": longer})
 
 
 def speed_ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
