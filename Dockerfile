@@ -32,13 +32,23 @@ RUN python3 -m venv /opt/crate \
     && pip install --no-cache-dir --no-deps -r /opt/locks/requirements-image.lock \
     && pip check
 
-# ------------------------------- CUDA without NGC: exact wheels of torch and its CUDA libraries; no apex, nothing compiled
+# --------------------- CUDA without NGC: exact wheels of torch and its CUDA libraries; no apex, no operation of DeepSpeed's
 FROM ${CPU_BASE_IMAGE} AS cuda-deps
 ENV PATH=/opt/crate/bin:$PATH
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# On each node Triton compiles the C module that launches its kernels, and torch.compile what it runs on the processor: both
+# want a compiler at run time, which a slim base lacks. No version is named: Debian keeps only a release's newest.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 COPY cluster/requirements-gpu.lock /opt/locks/
+# The last line proves that the compiler finds C's, C++'s and Python's headers.
 RUN python3 -m venv /opt/crate \
     && pip install --no-cache-dir --require-hashes -r /opt/locks/requirements-gpu.lock \
-    && pip check
+    && pip check \
+    && printf '#include <vector>\n#include <Python.h>\n' \
+       | g++ -x c++ -fsyntax-only -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" -
 
 # ------------------------------------------ GPU: DeepSpeed's fused operations, compiled here and never on a running pod
 FROM ${BASE_IMAGE} AS gpu-ops
@@ -116,7 +126,7 @@ RUN python -m compileall -q crate_model pipeline cluster \
 ENV RAY_JOB_STOP_WAIT_TIME_S=110
 ENV HOME=/home/crate CRATE_GIT_SHA=${GIT_SHA} PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true HF_HUB_DISABLE_TELEMETRY=1 \
-    TORCH_EXTENSIONS_DIR=/tmp/torch_extensions TRITON_CACHE_DIR=/tmp/triton
+    TORCH_EXTENSIONS_DIR=/tmp/torch_extensions TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor TRITON_CACHE_DIR=/tmp/triton
 LABEL org.opencontainers.image.title="crate-scaling" \
       org.opencontainers.image.description="CRATE and GPT-2 language models: train, extract, explain, steer, report" \
       org.opencontainers.image.version="${VERSION}" \

@@ -29,7 +29,7 @@ check: setup
 # The image's recipe and every manifest, without a cluster: rendered where there is kubectl, else the files themselves.
 check-cluster: .venv/kubectl
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/python -m cluster.check cluster/overlays/* cluster/setup cluster/mlflow cluster/judge --around cluster/setup
+	$(BIN)/python -m cluster.check Dockerfile cluster/overlays/* cluster/setup cluster/mlflow cluster/judge --around cluster/setup
 
 mlflow: setup
 	@echo "MLflow: http://127.0.0.1:5000"

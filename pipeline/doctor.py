@@ -27,9 +27,7 @@ def examine(store: Path) -> int:
     facts.append(("apex", _apex(torch), True))
     facts.append(("DeepSpeed operations", _deepspeed_ops(torch), True))
     facts.append(("build locks", _build_locks(), True))
-    facts.append(
-        ("triton", this_machine.package_version("triton") or "not installed: torch's own operations are used", True)
-    )
+    facts.append(("triton", _triton(torch), True))
     facts.append(
         ("fast tokenizer", "fastokens" if this_machine.has_module("fastokens") else "absent: tiktoken alone", True)
     )
@@ -61,6 +59,17 @@ def _bf16(torch) -> str:
             "native on the GPU" if torch.cuda.is_bf16_supported() else "slow on this GPU: set pretrain.precision=fp16"
         )
     return "native" if fast_bf16() else "stored as bf16, multiplied in float32 (no native bf16 in this processor)"
+
+
+def _triton(torch) -> str:
+    """Whether a kernel runs is known once one was launched: a package that imports finds no compiler only then."""
+    if not torch.cuda.is_available():
+        return "not needed on the processor"
+    from crate_model.ops.precision import why_no_triton
+
+    if why := why_no_triton():
+        return f"its kernels do not run ({why}): torch's own operations are used instead, slower"
+    return "works: a kernel was compiled and launched"
 
 
 def _apex(torch) -> str:

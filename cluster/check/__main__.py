@@ -1,7 +1,7 @@
 """Check manifests without a cluster: `python -m cluster.check cluster/overlays/cpu --around cluster/setup`.
 
-Takes kustomizations (rendered where there is kubectl), YAML files, folders, or `-` for what is piped in. One line a problem,
-exit code 1 when there is any. KubeRay's CRDs are checked too where --crds or KUBERAY_CRD_DIR names their folder.
+Takes kustomizations (rendered where there is kubectl), YAML files, folders, `-` for what is piped in, or a Dockerfile. One line
+a problem, exit code 1 when there is any. KubeRay's CRDs are checked too where --crds or KUBERAY_CRD_DIR names their folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from cluster.check.builtin import check_kinds, check_pod_schema
+from cluster.check.dockerfile import check_dockerfile
 from cluster.check.objects import PodTemplate, load, parse, rendered, templates
 from cluster.check.pods import check_pod
 from cluster.check.practice import check_practice
@@ -72,10 +73,19 @@ def _of_pod(pod: PodTemplate) -> Problems:
     yield from check_tokens_and_links(pod)
 
 
+def _judged(path: str, around: list[Object] | None, crds: Path | None) -> tuple[str, list[Problem]]:
+    """What lies at `path`, counted, and its problems."""
+    if Path(path).name == "Dockerfile":
+        return "an image's recipe", list(check_dockerfile(Path(path)))
+    objects = parse(sys.stdin.read()) if path == "-" else rendered(Path(path))
+    counted = f"{len(objects)} objects, {len(list(templates(objects)))} pod templates"
+    return counted, check(objects, around, crds)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="cluster.check", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "paths", nargs="+", help="kustomizations, YAML files, folders of them, or - for what is piped in"
+        "paths", nargs="+", help="kustomizations, YAML files, folders of them, - for what is piped in, or a Dockerfile"
     )
     parser.add_argument(
         "--around", nargs="*", type=Path, help="what is applied before: references are checked against it"
@@ -85,12 +95,9 @@ def main() -> int:
     around = load(options.around) if options.around is not None else None
     n_bad = 0
     for path in options.paths:
-        objects = parse(sys.stdin.read()) if path == "-" else rendered(Path(path))
-        problems = check(objects, around, options.crds)
+        what, problems = _judged(path, around, options.crds)
         n_bad += len(problems)
-        print(
-            f"{path}: {len(objects)} objects, {len(list(templates(objects)))} pod templates, {len(problems)} problems"
-        )
+        print(f"{path}: {what}, {len(problems)} problems")
         for problem in problems:
             print(f"  {problem}")
     print(

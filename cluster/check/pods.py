@@ -176,6 +176,16 @@ def shared_memory_fits(pod: PodTemplate) -> Problems:
         )
 
 
+def scratch_is_writable(pod: PodTemplate) -> Problems:
+    """Ray's session and all that Triton, torch.compile and DeepSpeed compile lie below /tmp, as the image's caches say."""
+    if not pod.is_ray:
+        return
+    for where, container in pod.containers():
+        mounts = {m.get("mountPath"): m for m in container.get("volumeMounts") or []}
+        if "/tmp" not in mounts or mounts["/tmp"].get("readOnly"):
+            yield Problem("scratch", f"{where}.volumeMounts", "no volume at /tmp that it may write: compilers need one")
+
+
 RULES = (
     quantities,
     requests_within_limits,
@@ -189,6 +199,7 @@ RULES = (
     names,
     memory_is_bounded,
     shared_memory_fits,
+    scratch_is_writable,
 )
 
 

@@ -2,7 +2,8 @@
 
 One line a fact: `ok`, `BAD` with what to do, or `--` for what is not there and not needed; exit code 1 when any is BAD.
 On several nodes run it on each with NODES, JOB_COMPLETION_INDEX and RENDEZVOUS (host:port of node 0) set, as the overlay
-`preflight` does. Knows nothing of the pipeline, so that it tells the cluster's faults alone.
+`preflight` does. Knows nothing of the pipeline, so that it tells the cluster's faults alone; of the models' code it asks one
+thing, whether Triton's kernels run.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import os
 import sys
 
 from cluster.preflight.collectives import collectives
-from cluster.preflight.node import fused, gpus, scratch, shm, store, user
+from cluster.preflight.node import fused, gpus, scratch, shm, store, triton, user
 from cluster.preflight.services import judge, mlflow, token
 
 CHECKS = {
-    check.__name__: check for check in (user, shm, scratch, store, gpus, fused, mlflow, judge, token, collectives)
+    check.__name__: check
+    for check in (user, shm, scratch, store, gpus, triton, fused, mlflow, judge, token, collectives)
 }
 
 

@@ -85,6 +85,20 @@ def gpus() -> Iterator[Fact]:
         yield Fact(None, "no GPU in this pod")
 
 
+def triton() -> Iterator[Fact]:
+    """One kernel compiled and launched, as a training step does first; without a GPU nothing needs a compiler."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Fact(None, "Triton's kernels need a GPU")
+        return
+    from crate_model.ops.precision import why_no_triton
+
+    fix = "install g++ and Python's headers, as FLAVOR=cuda does; TRITON_CACHE_DIR must be writable"
+    why = why_no_triton()
+    yield Fact(not why, f"no Triton kernel runs ({why})" if why else "a Triton kernel, compiled and launched", fix)
+
+
 def fused() -> Iterator[Fact]:
     """Compiled into the image, or the first step on every pod would compile them."""
     import torch

@@ -1,7 +1,8 @@
 """What is looked for among all activations of a batch: one pass of one kernel, in which each number is read once.
 
 A GPU runs Triton kernels, a CPU the same loops compiled by numba; both are bound by memory, where the operations of torch would
-read and write each number dozens of times. The plain forms here run on any other device, and say what the kernels compute.
+read and write each number dozens of times. The plain forms here run on any other device and on a GPU on which Triton does not
+work, and say what the kernels compute.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
 
 def _kernels(values: Tensor) -> ModuleType | None:
     if values.is_cuda:
+        from crate_model.ops.precision import why_no_triton
+
+        if why_no_triton():  # and it has warned
+            return None
         from pipeline.activations import scan_triton
 
         return scan_triton

@@ -84,6 +84,8 @@ FAULTS: dict[str, tuple[str, list[Step]]] = {
         [put(f"{WORKERS}/rayStartParams/object-store-memory", "99000000000")],
     ),
     "shared memory above half of memory": ("shared-memory", [put(f"{POD}/volumes/0/emptyDir/sizeLimit", "400Gi")]),
+    "nowhere to compile": ("scratch", [drop(f"{BOX}/volumeMounts/1")]),
+    "a scratch that is read only": ("scratch", [add(f"{BOX}/volumeMounts/1/readOnly", True)]),
     # Pod Security, restricted
     "root": ("pod-security", [put(f"{POD}/securityContext/runAsUser", 0)]),
     "perhaps root": ("pod-security", [drop(f"{POD}/securityContext/runAsNonRoot")]),

@@ -47,7 +47,7 @@ def url() -> Iterator[str]:
 
 def test_a_fit_node(tmp_path: Path) -> None:
     code, told = preflight(
-        "shm,scratch,store,gpus,mlflow,judge",
+        "shm,scratch,store,gpus,triton,mlflow,judge",
         CRATE_STORE=str(tmp_path),
         PREFLIGHT_SHM_GIB="0.01",
         PREFLIGHT_SCRATCH_GIB="0.1",
