@@ -83,7 +83,8 @@ RUN python3 -c "import torch; print(torch.__version__)" > /opt/locks/torch \
     && python -m pip install --no-cache-dir --no-deps --no-index --find-links /wheels deepspeed \
     && python -m pip install --no-cache-dir --no-deps -r /opt/locks/requirements-image.lock \
     && python -c "import torch; print(torch.__version__)" | diff - /opt/locks/torch \
-    && python -c "from deepspeed.git_version_info import installed_ops as ops; assert ops['fused_adam'], ops" \
+    && python -c "from deepspeed.git_version_info import accelerator_name as by, installed_ops as ops; \
+                  assert by == 'cuda' and ops['fused_adam'], (by, ops)" \
     && { python -c "import amp_C; from apex.optimizers import FusedAdam" \
          || { echo "the base has no NVIDIA apex with its compiled amp_C" >&2; [ "$APEX" = optional ]; }; }
 

@@ -86,10 +86,12 @@ def _apex(torch) -> str:
 def _deepspeed_ops(torch) -> str:
     if not torch.cuda.is_available():
         return "none needed on the processor"
-    from deepspeed.git_version_info import installed_ops
+    if not this_machine.has_module("deepspeed"):
+        return "none: DeepSpeed is missing"
+    from pipeline.pretrain.op_builds import prebuilt_operations
 
-    built = [name for name, there in installed_ops.items() if there]
-    return ", ".join(built) if built else "none prebuilt: torch's fused AdamW is used unless you ask for another"
+    built = ", ".join(prebuilt_operations())
+    return built or "none prebuilt for this machine: torch's fused AdamW is used unless you ask for another"
 
 
 def _build_locks() -> str:

@@ -106,10 +106,11 @@ def fused() -> Iterator[Fact]:
     if not torch.cuda.is_available():
         yield Fact(None, "fused optimizers need a GPU")
         return
-    from deepspeed.git_version_info import installed_ops
+    from deepspeed.git_version_info import accelerator_name, installed_ops
 
     fix = "build the image with FLAVOR=gpu, or run with runtime.optimizer=torch_fused"
-    yield Fact(bool(installed_ops.get("fused_adam")), "DeepSpeed FusedAdam, compiled into the image", fix)
+    there = accelerator_name == "cuda" and bool(installed_ops.get("fused_adam"))  # DeepSpeed loads no other's
+    yield Fact(there, "DeepSpeed FusedAdam, compiled into the image", fix)
     try:
         import amp_C  # noqa: F401  the compiled part; an unrelated package is also called apex
 

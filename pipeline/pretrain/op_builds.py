@@ -10,12 +10,52 @@ import contextlib
 import fcntl
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 QUIET_SECONDS = 180.0  # a build of somebody else that wrote nothing for so long is dead
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed without what it does on import and initialisation that training has no use for.
+
+    Its autotuner imports mlflow (seconds), and every initialisation on a CPU probes the C++ compiler and builds an
+    inference collective. An empty table of compatible operations skips that; operations asked for by name still build.
+    """
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+        import deepspeed.ops
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.utils.logger.setLevel("ERROR")
+    return deepspeed
+
+
+def prebuilt_operations() -> list[str]:
+    """What the installed DeepSpeed loads without a compiler: the question that its own `OpBuilder.load` asks.
+
+    A wheel is built for one accelerator; on any other its operations are compiled anew, those for the processor too. Offloading
+    on a GPU machine keeps the accelerator cuda, so there `cpu_adam` of a CUDA wheel counts.
+    """
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.git_version_info import accelerator_name, installed_ops
+
+    if accelerator_name != get_accelerator()._name:
+        return []
+    return sorted(operation for operation, there in installed_ops.items() if there)
 
 
 def build_root() -> Path:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import PretrainConfig
 from pipeline.errors import ResourceError
-from pipeline.pretrain.op_builds import building
+from pipeline.pretrain.op_builds import building, prebuilt_operations
+from pipeline.pretrain.op_builds import import_deepspeed as import_deepspeed  # where the engine looks for it
 
 if TYPE_CHECKING:
     import torch
@@ -54,29 +53,6 @@ class Choice:
         times = ", ".join(f"{name} {value:.3g}" for name, value in self.milliseconds.items())
         left_out = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
         return {"optimizer": self.name, "optimizer_milliseconds": times, "optimizer_left_out": left_out}
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed without what it does on import and initialisation that training has no use for.
-
-    Its autotuner imports mlflow (seconds), and every initialisation on a CPU probes the C++ compiler and builds an
-    inference collective. An empty table of compatible operations skips that; operations asked for by name still build.
-    """
-    import torch
-
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    absent = "mlflow" not in sys.modules
-    if absent:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        import deepspeed
-        import deepspeed.ops
-    finally:
-        if absent:
-            del sys.modules["mlflow"]
-    deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.utils.logger.setLevel("ERROR")
-    return deepspeed
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -168,16 +144,25 @@ def _missing_compiler(name: str, compiler: str) -> tuple[str, str]:
 
     if shutil.which(compiler) and shutil.which("ninja"):
         return "", ""
-    fix = f"Install {compiler} and ninja, or a DeepSpeed wheel built with DS_BUILD_{OPERATIONS[name].upper()}=1."
-    return f"DeepSpeed's {OPERATIONS[name]} is not built, and {compiler} or ninja is missing to build it", fix
+    from deepspeed.accelerator import get_accelerator
+
+    operation, accelerator = OPERATIONS[name], get_accelerator()._name
+    how = f"DS_BUILD_{operation.upper()}=1 DS_ACCELERATOR={accelerator}"
+    what = f"DeepSpeed's {operation} is not built for {accelerator}, and {compiler} or ninja is missing to build it"
+    return what, f"Install {compiler} and ninja, or a DeepSpeed wheel built with {how}."
 
 
 def is_prebuilt(name: str) -> bool:
-    """Whether the installed DeepSpeed carries this operation, so that it needs no compiler."""
-    import_deepspeed()
-    from deepspeed.git_version_info import installed_ops
+    """Whether this build of DeepSpeed's needs no compiler here."""
+    return OPERATIONS[name] in prebuilt_operations()
 
-    return bool(installed_ops.get(OPERATIONS[name], False))
+
+def not_for_auto(name: str, device: str, offload: bool) -> str:
+    """Why `auto`, which never compiles, does not try this build on `device`; empty when it is there."""
+    why, _ = missing(name, device, offload)
+    if not why and name in OPERATIONS and not is_prebuilt(name):
+        return "would have to be compiled first"
+    return why
 
 
 def require(
@@ -186,6 +171,8 @@ def require(
     """Raise ResourceError when a build that was asked for by name cannot be had: not there, does not compile, does not load."""
     what, fix = missing(name, device.type, offload)
     if not what:
+        if name in OPERATIONS and not is_prebuilt(name):
+            tell(f"compiling DeepSpeed's {OPERATIONS[name]}, not prebuilt for this machine; kept for later jobs")
         what = _trial(name, config, "cpu" if offload else str(device), tell)
         fix = "Build it for this torch and this GPU, or set runtime.optimizer: auto."
     if what:
@@ -210,10 +197,7 @@ def choose(shapes: list[tuple[int, ...]], config: PretrainConfig, device: torch.
     left_out: dict[str, str] = {}
     place = "cpu" if offload else str(device)
     for name in NAMES:
-        why, _ = missing(name, device.type, offload)
-        if not why and name in OPERATIONS and not is_prebuilt(name):
-            why = "would have to be compiled first"
-        if why := why or _trial(name, config, place):
+        if why := not_for_auto(name, device.type, offload) or _trial(name, config, place):
             left_out[name] = why
         else:
             milliseconds[name] = _time(name, shapes, config, place)

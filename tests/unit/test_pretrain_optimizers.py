@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cluster.preflight import node
 from pipeline import doctor
 from pipeline.config import PretrainConfig
 from pipeline.errors import ResourceError
@@ -118,6 +121,92 @@ def test_auto_measures_what_is_there_and_compiles_nothing(monkeypatch: pytest.Mo
     assert "CUDA" in choice.left_out["apex"]
     assert set(choice.milliseconds) | set(choice.left_out) == set(optimizers.NAMES)
     assert not list(tmp_path.iterdir())
+
+
+class WouldCompile(RuntimeError):
+    """What compiling an operation raises where a test forbids it."""
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the installed DeepSpeed be another: `installed(built_for, operations, running_on)`. Compiling raises WouldCompile."""
+    optimizers.import_deepspeed()
+    from deepspeed import git_version_info
+    from deepspeed.accelerator import cpu_accelerator, cuda_accelerator, real_accelerator
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    def compiles(builder: Any, verbose: bool = True) -> Any:
+        raise WouldCompile(builder.name)
+
+    def install(built_for: str, operations: list[str], running_on: str) -> None:
+        kind = cuda_accelerator.CUDA_Accelerator if running_on == "cuda" else cpu_accelerator.CPU_Accelerator
+        versions = {"version": ".".join(torch.__version__.split(".")[:2]), "cuda_version": torch.version.cuda}
+        monkeypatch.setattr(real_accelerator, "ds_accelerator", kind())
+        monkeypatch.setattr(git_version_info, "installed_ops", dict.fromkeys(operations, True))
+        monkeypatch.setattr(git_version_info, "accelerator_name", built_for)
+        monkeypatch.setattr(git_version_info, "torch_info", versions)
+        monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+        monkeypatch.setattr(OpBuilder, "jit_load", compiles)
+
+    return install
+
+
+BUILDS = [("cuda", ["fused_adam"]), ("cuda", ["cpu_adam"]), ("cpu", ["fused_adam", "cpu_adam"]), ("", [])]
+
+
+@pytest.mark.parametrize("running_on", ["cpu", "cuda"])
+@pytest.mark.parametrize(("built_for", "operations"), BUILDS)
+def test_prebuilt_is_what_deepspeed_loads_without_compiling(
+    installed: Callable[..., None], built_for: str, operations: list[str], running_on: str
+) -> None:
+    """Its own `load` is asked: it imports what was built in (not there, since nothing was built) or compiles."""
+    installed(built_for, operations, running_on)
+    from deepspeed.accelerator import get_accelerator
+
+    for name, builder in (("deepspeed", "FusedAdamBuilder"), ("deepspeed_cpu", "CPUAdamBuilder")):
+        with pytest.raises((WouldCompile, ModuleNotFoundError)) as told:
+            get_accelerator().create_op_builder(builder).load()
+        assert optimizers.is_prebuilt(name) == (told.type is ModuleNotFoundError), name
+
+
+def test_auto_compiles_nothing_where_deepspeed_was_built_for_another_accelerator(
+    installed: Callable[..., None],
+) -> None:
+    installed("cuda", ["fused_adam", "cpu_adam"], running_on="cpu")
+    left_out = optimizers.choose([(100, 64)], CONFIG, CPU, offload=False).left_out
+    for name in optimizers.OPERATIONS:
+        assert left_out[name] in ("would have to be compiled first", optimizers.missing(name, "cpu")[0])
+
+
+def test_what_is_compiled_because_it_was_asked_for_is_told(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("cuda", ["fused_adam"], running_on="cpu")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")  # a compiler and ninja
+    told: list[str] = []
+    with pytest.raises(ResourceError, match="WouldCompile: fused_adam"):
+        optimizers.require("deepspeed", CONFIG, CPU, offload=False, tell=told.append)
+    assert told == ["compiling DeepSpeed's fused_adam, not prebuilt for this machine; kept for later jobs"]
+
+
+@pytest.mark.parametrize(
+    ("built_for", "line"), [("cuda", "cpu_adam, fused_adam"), ("cpu", "none prebuilt for this machine")]
+)
+def test_doctor_names_the_operations_that_need_no_compiler(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, built_for: str, line: str
+) -> None:
+    installed(built_for, ["fused_adam", "cpu_adam"], running_on="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert doctor._deepspeed_ops(torch).startswith(line)
+
+
+@pytest.mark.parametrize(("built_for", "good"), [("cuda", True), ("cpu", False)])
+def test_the_preflight_takes_no_operation_of_another_accelerator(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, built_for: str, good: bool
+) -> None:
+    installed(built_for, ["fused_adam"], running_on="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert next(node.fused()).good is good
 
 
 class Planted(torch.optim.AdamW):
