@@ -10,7 +10,7 @@ export PATH := $(PATH):$(CURDIR)/$(BIN)
 export KUBERAY_CRD_DIR ?= $(wildcard ../shared/kuberay-crds)
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: sweep test check check-cluster setup mlflow bench lock format clean
+.PHONY: sweep test check check-cluster setup mlflow bench gpu-kit lock format clean
 
 sweep: setup
 	$(BIN)/python pipeline/sweep.py --config $(CONFIG) $(ARGS)
@@ -37,6 +37,10 @@ mlflow: setup
 
 bench: .venv/judges
 	@status=0; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || status=1; done; exit $$status
+
+# What a GPU machine without a network lacks, into .gpu: benchmarks/gpu/kit.py says which parts there are and what each needs.
+gpu-kit: setup
+	$(BIN)/python benchmarks/gpu/kit.py $(if $(GPU_PYTHON),--gpu-python $(GPU_PYTHON)) $(if $(APEX),--apex $(APEX)) $(PARTS)
 
 format: setup
 	$(BIN)/python -m ruff format .
