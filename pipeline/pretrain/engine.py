@@ -24,6 +24,7 @@ from pipeline.config import PretrainConfig, RuntimeConfig
 from pipeline.errors import ConfigError
 from pipeline.pretrain import compiling, optimizers
 from pipeline.pretrain.batches import MicroBatch
+from pipeline.pretrain.op_builds import import_deepspeed
 from pipeline.pretrain.resume import PARTS, Tensors
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Engine:
         accumulation: int,
         optimizer: str,
     ) -> None:
-        deepspeed = optimizers.import_deepspeed()
+        deepspeed = import_deepspeed()
         self.device, self.config = device, config
         self.stage = zero_stage(runtime, model.config, config.precision)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import PretrainConfig
 from pipeline.errors import ResourceError
 from pipeline.pretrain.op_builds import building, prebuilt_operations
-from pipeline.pretrain.op_builds import import_deepspeed as import_deepspeed  # where the engine looks for it
 
 if TYPE_CHECKING:
     import torch

@@ -208,7 +208,7 @@ def _agreed_optimizer(job: TrainingJob, model: LanguageModel, device: torch.devi
     if dist.get_rank() == 0:
         noted = job.read_note(OPTIMIZER)
         choice = Choice(**noted) if noted else None
-        if choice is None or optimizers.missing(choice.name, device.type, offload)[0]:
+        if choice is None or optimizers.not_for_auto(choice.name, device.type, offload):  # of another machine
             shapes = [tuple(parameter.shape) for parameter in model.parameters()]
             if stage := zero_stage(runtime, job.settings.model, config.precision):
                 n_values = sum(parameter.numel() for parameter in model.parameters())

@@ -167,6 +167,16 @@ def test_a_kept_checkpoint_is_whole_before_the_run_can_go_on_behind_it(
     assert sorted(int(path.name) for path in (job.out_folder / "steps").iterdir()) == [1, 2, 4, 8, 16, 32]
 
 
+def test_a_choice_of_another_machine_that_would_have_to_be_compiled_here_is_made_anew(
+    root: Path, tokens: Artifact
+) -> None:
+    """A job that began where DeepSpeed's operation was prebuilt, and goes on where it is not: `auto` never compiles."""
+    job = with_runtime(make_job(root, tokens, "elsewhere"), optimizer="auto")
+    job.write_note(OPTIMIZER, {"name": "deepspeed", "milliseconds": {"deepspeed": 1.0}, "left_out": {}})
+    work(job, CPU, Wishes())
+    assert job.read_note(OPTIMIZER)["left_out"]["deepspeed"] == "would have to be compiled first"
+
+
 def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path, tokens: Artifact) -> None:
     job = with_runtime(make_job(root, tokens, "auto"), optimizer="auto")
     spec = TrackerSpec("sqlite:///unused", "pretrain", "auto", str(root / "spool"))

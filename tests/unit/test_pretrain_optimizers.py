@@ -130,7 +130,7 @@ class WouldCompile(RuntimeError):
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have the installed DeepSpeed be another: `installed(built_for, operations, running_on)`. Compiling raises WouldCompile."""
-    optimizers.import_deepspeed()
+    op_builds.import_deepspeed()
     from deepspeed import git_version_info
     from deepspeed.accelerator import cpu_accelerator, cuda_accelerator, real_accelerator
     from deepspeed.ops.op_builder.builder import OpBuilder
