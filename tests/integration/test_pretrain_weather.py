@@ -174,7 +174,7 @@ def test_a_choice_of_another_machine_that_would_have_to_be_compiled_here_is_made
     job = with_runtime(make_job(root, tokens, "elsewhere"), optimizer="auto")
     job.write_note(OPTIMIZER, {"name": "deepspeed", "milliseconds": {"deepspeed": 1.0}, "left_out": {}})
     work(job, CPU, Wishes())
-    assert job.read_note(OPTIMIZER)["left_out"]["deepspeed"] == "would have to be compiled first"
+    assert "deepspeed" in job.read_note(OPTIMIZER)["left_out"]
 
 
 def test_what_auto_measured_and_how_far_the_run_is_reach_the_tracker(root: Path, tokens: Artifact) -> None:
