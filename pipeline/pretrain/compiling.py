@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crate_model.model import LanguageModel
 from crate_model.ops.precision import why_no_triton
 
 # How far a compiled gradient may lie from the uncompiled one, over its norm: roundings, and codes that these move over ReLU's
 # kink. Lost or doubled terms lie about 1 apart.
 ALIKE = {"fp32": 0.02, "bf16": 0.3, "fp16": 0.3}
 SMALL = 1e-3  # of all gradients' norm: a parameter's own below it may be rounding alone
+# CUDA graphs replay a whole pass at once, where a narrow model's launches take longer than its work: off until a GPU has shown
+# that they are right and faster under DeepSpeed.
+CUDA_GRAPHS, NARROW = False, 256  # widths up to this
+GRAPH_PASSES = 3  # before a graph is replayed: one warms up, one records
 LOSS_SCALE = 1024.0  # a power of two: exact, and float16's gradients do not vanish
 
 
@@ -38,14 +43,17 @@ def why_not(stage: int, device: torch.device) -> str:
 
 
 def compiled_like_eager(
-    model: nn.Module, inputs: Tensor, targets: Tensor, precision: str
+    model: LanguageModel, inputs: Tensor, targets: Tensor, precision: str
 ) -> tuple[Callable[..., Any], str]:
     """The model's forward method, compiled as one graph; and why it must not be used: empty when its gradients on this batch
     are the uncompiled ones. Raises OutOfMemoryError."""
     eager = _gradients(model.forward, model, inputs, targets)
-    forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    graphs = CUDA_GRAPHS and model.config.d_model <= NARROW
+    mode = "reduce-overhead" if graphs else None
+    forward = torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
     try:
-        found = _gradients(forward, model, inputs, targets)
+        for _ in range(GRAPH_PASSES if graphs else 1):
+            found = _gradients(forward, model, inputs, targets)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, OSError) as error:  # whatever the compiler consists of, its errors are these
