@@ -1,0 +1,148 @@
+"""Reading all neurons, without Ray: tokens a second beside those of a forward pass, and where the host waits for the card."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu.clocks import forget_peak, peak_gib, seconds, synchronize
+from gpu.models import model_config
+from gpu.profile_steps import profiled
+from gpu.session import Evidence
+from gpu.world import made_up, untrained
+from pipeline.activations.extract import Extractor
+from pipeline.activations.job import Job, plan_job
+from pipeline.activations.stage import Settings
+from pipeline.config import ActivationsConfig, RuntimeConfig
+from pipeline.stage import Context
+from pipeline.tracking import TrackerSpec
+
+CASES = (  # size, precision, rows a forward pass
+    ("B", "bf16", 8),
+    ("3L", "bf16", 8),
+    ("B", "bf16", 32),
+    ("B", "fp32", 8),
+    ("3L", "fp32", 8),
+)
+
+
+def run(evidence: Evidence) -> None:
+    for size, precision, n_rows in evidence.pick(CASES, CASES[:1]):
+        evidence.attempt(f"{size} {precision} {n_rows}", extraction, size, precision, n_rows, needs=8)
+    for size in evidence.pick(("B", "3L"), ("B",)):
+        evidence.attempt(f"waits of {size}", waits, size, needs=6)
+
+
+def job_of(evidence: Evidence, size: str, precision: Any, n_rows: int, n_tokens: int) -> Job:
+    """A plan whose scratch folder is empty."""
+    store, tokens = made_up(evidence)
+    inputs = {"tokens": tokens, "pretrain": untrained(store, model_config(evidence, "crate", size))}
+    shutil.rmtree(store.root / ".scratch", ignore_errors=True)
+    few = evidence.pick({}, {"top": 2, "random": 2, "per_quantile": 1})
+    asked = ActivationsConfig(
+        tokens=n_tokens,
+        tokens_short=evidence.pick(104 * 1024, n_tokens),
+        quantile_tokens=n_tokens // 8,
+        precision=precision,
+        batch_rows=n_rows,
+        **few,
+    )
+    runtime = RuntimeConfig(workers_per_cell=1)
+    context = Context(store, runtime, "evidence", "evidence/activations", "b" * 32, TrackerSpec())
+    return plan_job(Settings(0, asked), inputs, context, on_gpu=not evidence.tiny)
+
+
+def extraction(evidence: Evidence, size: str, precision: str, n_rows: int) -> None:
+    """A forward pass with logits, one that stops at the last neurons, and the whole of what a worker does."""
+    job = job_of(evidence, size, precision, n_rows, evidence.pick(262_144, 2048))
+    extractor = Extractor(job)
+    reader, corpus = extractor.reader, extractor.corpus
+    ids = [
+        torch.from_numpy(corpus.ids(batch)) for batch in range(min(corpus.n_batches, evidence.pick(64 // n_rows, 2)))
+    ]
+
+    def forward(batch: torch.Tensor) -> None:
+        with torch.no_grad(), torch.autocast(evidence.device, torch.bfloat16, enabled=reader.half):
+            reader.model(batch.to(evidence.device))
+
+    alone, body = rate(forward, ids), rate(lambda batch: list(reader.read(batch)), ids)
+    forget_peak()
+    read, measuring = reading_rate(extractor)
+    sizes = [job.shard_file(shard).stat().st_size for shard in range(len(job.shards))]
+    evidence.row(
+        "extraction",
+        size=size,
+        precision=precision,
+        rows=n_rows,
+        forward_tokens_per_second=alone,
+        body_tokens_per_second=body,
+        read_tokens_per_second=read,
+        read_over_forward=read / alone,
+        read_over_body=read / body,
+        seconds_to_first_batch=measuring,
+        bytes_written=sum(sizes),
+        peak_gib=peak_gib(),
+    )
+
+
+def rate(run: Callable[[torch.Tensor], Any], batches: list[torch.Tensor]) -> float:
+    """Tokens a second, after one batch that does not count."""
+    run(batches[0])
+    taken = seconds(lambda: [run(batch) for batch in batches])
+    return sum(batch.numel() for batch in batches) / taken
+
+
+def reading_rate(extractor: Extractor) -> tuple[float, float]:
+    """Tokens a second from the first batch on to the end of the last shard, its file written; and the seconds before, in which
+    the quantiles are measured and everything is used for the first time."""
+    marks: list[tuple[float, int]] = []
+
+    def tell(n_tokens: int) -> None:
+        if not marks:
+            synchronize()
+            marks.append((time.perf_counter(), n_tokens))
+
+    synchronize()
+    started = time.perf_counter()
+    total = sum(extractor.read_shard(shard, tell) for shard in range(len(extractor.job.shards)))
+    synchronize()
+    ended = time.perf_counter()
+    [(first_done, first_tokens)] = marks
+    return (total - first_tokens) / (ended - first_done), first_done - started
+
+
+def waits(evidence: Evidence, size: str) -> None:
+    """The places at which the host waits for the card in a few batches, as torch's own debug mode tells, and their kernels."""
+    job = job_of(evidence, size, "bf16", 8, evidence.pick(65_536, 2048))
+    extractor = Extractor(job)
+    extractor.read_shard(0)  # the quantiles are measured, everything was used once
+    few = job.shards[0][:4]
+    extractor.job = replace(job, shards=(few,))
+    places = places_of_waiting(lambda: extractor.read_shard(0))
+    per_batch = {place: count / len(few) for place, count in places.most_common(12)}
+    evidence.row("waits", size=size, of_a_batch=places.total() / len(few), places=per_batch)
+    total, launches, kernels = profiled(lambda: extractor.read_shard(0))
+    evidence.row("kernels", size=size, batches=len(few), device_ms=total, launches=launches, longest=kernels[:15])
+
+
+def places_of_waiting(run: Callable[[], Any]) -> Counter[str]:
+    """File and line of every wait of the host for the device in a call, and how often."""
+    if not torch.cuda.is_available():
+        run()
+        return Counter()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in found if "synchroniz" in str(w.message))
