@@ -5,8 +5,7 @@
 The yardstick (plain_model.py) takes five dictionary products, makes full float32 logits and lets autograd keep what it likes;
 its attention is torch's fused one, as in the published code. Every comparison runs both sides in turn in one process and
 reports the median of the paired ratios. CRATE-3L: d=128, 3 layers, 1024 tokens, a vocabulary of 50304, forward and backward.
-Peak memory is that of a process of its own, above what it held before its first step. The rows that need a GPU (model_on_gpu.py)
-are listed as not run where there is none.
+Peak memory is that of a process of its own, above what it held before its first step. What a GPU does: gpu_evidence.py.
 """
 
 from __future__ import annotations
@@ -183,17 +182,6 @@ def peak_bytes(side: str, n_ctx: int) -> int:
     return memory("VmHWM") - before
 
 
-def on_gpu(verdicts: Verdicts) -> dict[str, Any]:
-    import model_on_gpu
-    import torch
-
-    if torch.cuda.is_available():
-        return model_on_gpu.measure(verdicts)
-    for name, unit, target in model_on_gpu.ROWS:
-        verdicts.not_run(name, unit, target, "no CUDA GPU here")
-    return {}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="256 tokens, few rounds, 40 steps of training")
@@ -222,10 +210,9 @@ def main() -> int:
     verdicts.at_most("peak_memory", peaks["ours"] / peaks["plain"], "x", 0.4)
     curve = loss_difference(n_steps)
     verdicts.at_most("loss_difference_to_seed_noise", curve["ours_to_plain"] / curve["seed_to_seed"], "x", 1)
-    gpu = on_gpu(verdicts)
     figures = {"two_threads": two, "one_thread": one, "autocast": cast, "ista_block": block, "peak_bytes": peaks}
     about = {"context": n_ctx, "steps": n_steps, "fast_bf16": precision.fast_bf16()}
-    return verdicts.write(about | figures | {"loss_curve": curve} | gpu)
+    return verdicts.write(about | figures | {"loss_curve": curve})
 
 
 if __name__ == "__main__":

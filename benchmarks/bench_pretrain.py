@@ -1,4 +1,4 @@
-"""The training loop against a bare one, its checkpoints, and on a GPU what the paper's ladder would take.
+"""The training loop against a bare one, and its checkpoints. On a CPU: what a GPU does is gpu_evidence.py's.
 
     python benchmarks/bench_pretrain.py [--quick]
 
@@ -27,8 +27,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 WARM = 10  # steps before the clock starts
 CHECKPOINT_EVERY = 50
 SAME_LOSS = 0.01  # at the last step: both sides must have trained the same model on the same windows
-SIZES = {"1L": (1, 4, 128), "2L": (2, 4, 128), "3L": (3, 4, 128), "S": (6, 12, 768), "B": (12, 12, 768)}
-TOTAL_TOKENS = 157_286_400_000
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -166,82 +164,6 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# ---- on a GPU -----------------------------------------------------------------------------------------------------------
-
-
-def optimizer_times() -> dict[str, float]:
-    """Milliseconds of an optimizer step on GPT-2 B's own shapes, of every build that is there."""
-    import torch
-
-    from crate_model.config import ModelConfig
-    from crate_model.model import LanguageModel
-    from pipeline.config import PretrainConfig
-    from pipeline.pretrain.optimizers import choose
-
-    with torch.device("meta"):
-        shapes = [tuple(p.shape) for p in LanguageModel(ModelConfig(architecture="gpt2")).parameters()]
-    choice = choose(shapes, PretrainConfig(), torch.device("cuda"), offload=False)
-    for name, why in choice.left_out.items():
-        print(f"  {name}: left out, {why}")
-    return choice.milliseconds
-
-
-def training_speed(architecture: str, size: str) -> dict[str, Any]:
-    """Tokens/s and MFU of one model in bf16 at its best micro-batch, found by doubling until memory runs out."""
-    import numpy as np
-    import torch
-
-    from crate_model.config import ModelConfig
-    from crate_model.model import LanguageModel
-    from pipeline.config import PretrainConfig, RuntimeConfig
-    from pipeline.pretrain.batches import MicroBatch
-    from pipeline.pretrain.engine import Engine
-    from pipeline.pretrain.meter import Meter
-
-    n_layer, n_head, d_model = SIZES[size]
-    shape = ModelConfig(architecture, n_layer, n_head, d_model)  # type: ignore[arg-type]
-    device, config = torch.device("cuda"), PretrainConfig()
-    best: dict[str, Any] = {"tokens_per_second": 0.0}
-    engine = Engine(LanguageModel(shape), config, RuntimeConfig(), device, 1, 1, "torch_fused")
-    micro_batch = 4
-    while True:
-        windows = np.random.default_rng(0).integers(0, 50257, (micro_batch, shape.n_ctx + 1))
-        try:
-            for step in range(15):
-                if step == 5:
-                    torch.cuda.synchronize()
-                    meter = Meter(shape, 1, torch.cuda.get_device_name(device))
-                engine.accumulate([MicroBatch(windows, micro_batch, 1.0)])
-                engine.step(1e-4)
-            torch.cuda.synchronize()
-        except torch.OutOfMemoryError:
-            break
-        speed = meter.read(10 * micro_batch * shape.n_ctx)
-        if speed["tokens_per_second"] > best["tokens_per_second"]:
-            best = {**speed, "micro_batch": micro_batch}
-        micro_batch *= 2
-    engine.close()
-    torch.cuda.empty_cache()
-    return best | {"ladder_hours": TOTAL_TOKENS / best["tokens_per_second"] / 3600}
-
-
-def on_gpu(figures: dict[str, Any], verdicts: Verdicts) -> None:
-    from pipeline.pretrain.__main__ import process_group
-
-    with process_group(300):
-        figures["optimizer_ms"] = optimizer_times()
-        for name, milliseconds in figures["optimizer_ms"].items():
-            verdicts.measured(f"optimizer_step_b_{name}", milliseconds, "ms")
-        hours = 0.0
-        for size in SIZES:
-            for architecture in ("crate", "gpt2"):
-                speed = figures[f"{architecture}_{size}"] = training_speed(architecture, size)
-                hours += speed["ladder_hours"]
-                verdicts.measured(f"train_{architecture}_{size}", speed["tokens_per_second"], "tokens/s")
-                verdicts.measured(f"mfu_{architecture}_{size}", speed.get("mfu", float("nan")), "x")
-        verdicts.measured("ladder_gpu_hours", hours, "h")
-
-
 def on_cpu(folder: Path, steps: int, rounds: int, verdicts: Verdicts) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
     for number in range(rounds):
@@ -273,13 +195,6 @@ def main() -> int:
     verdicts = Verdicts("pretrain", "torch", "deepspeed", "ray")
     with tempfile.TemporaryDirectory() as temporary:
         figures = {"steps": steps} | on_cpu(Path(temporary), steps, rounds, verdicts)
-    import torch
-
-    if torch.cuda.is_available():
-        on_gpu(figures, verdicts)
-    else:
-        for name in ("optimizer_step_b", "train_tokens_per_second", "mfu", "ladder_gpu_hours"):
-            verdicts.not_run(name, "", "", "no CUDA GPU")
     return verdicts.write(figures)
 
 

@@ -26,9 +26,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, TextIO
 
-from gpu.session import Evidence, Session, read_rows, utc_now
+from gpu.session import STAGE, Evidence, Session, read_rows, utc_now
 from gpu.summary import markdown, page
 from gpu.targets import judge
 from verdicts import ROOT, Verdicts
@@ -36,6 +37,7 @@ from verdicts import ROOT, Verdicts
 RESERVE = 6  # seconds of the limit that are kept for the targets and the summary
 GRACE = 3  # seconds between asking a stage to end and killing it; it is told to be done that much earlier
 LEAST = 8  # seconds under which no stage is begun
+AT_ONCE = 2  # stages in tiny sizes
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,34 @@ class Stage:
     seconds: int
     beside: bool = False
     waits_for: tuple[str, ...] | None = None
+    fills_cache: bool = False  # of the compiler, for stages that are timed
     needs_deepspeed: bool = False
 
 
-# First what is not timed, while compilers fill their caches beside it; then what is timed, alone on the card.
+# What is not timed runs side by side, while compilers fill their caches; then what is timed, alone on the card.
 STAGES = (
     Stage("tokens", "gpu.world:read_text", 90, beside=True),
-    Stage("environment", "gpu.environment:run", 40, waits_for=()),
-    Stage("warm_ours", "gpu.warm:ours", 180, beside=True),
-    Stage("warm_plain", "gpu.warm:plain", 180, beside=True),
-    Stage("warm_small", "gpu.warm:small_models", 180, beside=True),
-    Stage("warm_optimizer", "gpu.warm:optimizer", 180, beside=True, needs_deepspeed=True),
-    Stage("parity", "gpu.parity:run", 90, waits_for=()),
-    Stage("parity_models", "gpu.parity_models:run", 60, waits_for=()),
-    Stage("resume", "gpu.resume:run", 110, waits_for=("tokens",), needs_deepspeed=True),
-    Stage("train", "gpu.train:run", 110),
+    Stage("environment", "gpu.environment:run", 35, waits_for=()),
+    Stage("warm_ours", "gpu.warm:ours", 130, beside=True, fills_cache=True),
+    Stage("warm_plain", "gpu.warm:plain", 130, beside=True, fills_cache=True),
+    Stage("warm_small_crate", "gpu.warm:small_crate", 130, beside=True, fills_cache=True),
+    Stage("warm_small_gpt2", "gpu.warm:small_gpt2", 130, beside=True, fills_cache=True),
+    Stage("parity", "gpu.parity:run", 130, beside=True),
+    Stage("parity_models", "gpu.parity_models:run", 130, beside=True),
+    Stage("resume", "gpu.resume:run", 130, beside=True, waits_for=("tokens",), needs_deepspeed=True),
+    Stage("out_of_memory", "gpu.out_of_memory:run", 130, beside=True, needs_deepspeed=True),
+    Stage("sanitizer", "gpu.sanitizer:run", 130, beside=True),
+    Stage("warm_optimizer", "gpu.warm:optimizer", 130, beside=True, fills_cache=True, needs_deepspeed=True),
+    Stage("train", "gpu.train:run", 100),
     Stage("engine", "gpu.engine:run", 100, needs_deepspeed=True),
     Stage("loop", "gpu.loop:run", 60, needs_deepspeed=True),
-    Stage("small", "gpu.small:run", 40),
-    Stage("activations", "gpu.activations:run", 40),
+    Stage("small", "gpu.small:run", 55),
+    Stage("activations", "gpu.activations:run", 35),
     Stage("profile", "gpu.profile_steps:run", 35),
+    Stage("kernels", "gpu.kernels:run", 35),
     Stage("attention", "gpu.attention:run", 25),
-    Stage("kernels", "gpu.kernels:run", 40),
-    Stage("optimizers", "gpu.optimizers:run", 28, needs_deepspeed=True),
-    Stage("sae", "gpu.sae:run", 28),
-    Stage("out_of_memory", "gpu.out_of_memory:run", 30, needs_deepspeed=True),
-    Stage("sanitizer", "gpu.sanitizer:run", 60),
+    Stage("optimizers", "gpu.optimizers:run", 25, needs_deepspeed=True),
+    Stage("sae", "gpu.sae:run", 30),
 )
 
 
@@ -88,31 +92,50 @@ class Running:
     began: float
     box: float
     log: TextIO
+    ended: float = 0.0
+
+    def watch(self) -> None:
+        """Note when it ends by itself, which may be long before somebody waits for it."""
+        self.process.wait()
+        self.ended = time.time()
+
+    @property
+    def over(self) -> bool:
+        return bool(self.ended) or time.time() > self.began + self.box - GRACE
 
 
 def run_stages(stages: Sequence[Stage], session: Session, limit: float) -> None:
-    """Run them in order, all within `limit` seconds. How each ended is a row `ended` of it."""
+    """Run them in order, all within `limit` seconds. How each ended is a row of its own."""
     end = time.time() + limit
     beside: dict[str, Running] = {}
     for stage in stages:
-        for name in list(beside) if stage.waits_for is None and not stage.beside else stage.waits_for or ():
-            if name in beside:
-                finish(beside.pop(name), session)
-        why = why_not(stage, end - time.time())
-        if why:
-            session.write(stage.name, "ended", left_out=why)
+        make_way(stage, beside, session)
+        if why := why_not(stage, session, end - time.time()):
+            session.write(stage.name, STAGE, left_out=why)
             continue
-        running = start(stage, session, end)
-        if stage.beside:
-            beside[stage.name] = running
-        else:
-            finish(running, session)
+        beside[stage.name] = start(stage, session, end)
+        if not stage.beside and not session.tiny:
+            finish(beside.pop(stage.name), session)
     for running in beside.values():
         finish(running, session)
 
 
-def why_not(stage: Stage, left: float) -> str:
+def make_way(stage: Stage, beside: dict[str, Running], session: Session) -> None:
+    """End what has to be done before `stage` begins."""
+    alone = stage.waits_for is None and not stage.beside and not session.tiny
+    for name in list(beside) if alone else stage.waits_for or ():
+        if name in beside:
+            finish(beside.pop(name), session)
+    while session.tiny and len(beside) >= AT_ONCE:  # nothing is timed then, so they may disturb each other
+        for name in [name for name, running in beside.items() if running.over]:
+            finish(beside.pop(name), session)
+        time.sleep(0.05)
+
+
+def why_not(stage: Stage, session: Session, left: float) -> str:
     """Why a stage cannot run; empty when it can."""
+    if stage.fills_cache and session.tiny:
+        return "no code is generated in tiny sizes: there is no cache to fill"
     if left < LEAST:
         return f"{left:.0f} s were left"
     if stage.needs_deepspeed and not importlib.util.find_spec("deepspeed"):
@@ -125,19 +148,21 @@ def start(stage: Stage, session: Session, end: float) -> Running:
     box = left if session.tiny else min(stage.seconds, left)  # tiny sizes try the code, not the time
     task = {"session": asdict(session), "stage": stage.name, "function": stage.function}
     task["deadline"] = time.time() + box - GRACE
-    environment = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | (
-        {"CUDA_VISIBLE_DEVICES": ""} if session.tiny else {}
-    )
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    if session.tiny:  # threads that wait for a core that others have would take the longest part
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     log = (Path(session.work) / f"{stage.name}.log").open("w+", encoding="utf-8", errors="replace")
     print(f"{stage.name}: at most {box:.0f} s of the {left:.0f} s left", flush=True)
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", str(Path(__file__)), "--task", json.dumps(task)],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | environment,
+        env=environment,
         start_new_session=True,  # what it starts can be ended with it
     )
-    return Running(stage, process, time.time(), box, log)
+    running = Running(stage, process, time.time(), box, log)
+    Thread(target=running.watch, daemon=True).start()
+    return running
 
 
 def finish(running: Running, session: Session) -> None:
@@ -149,7 +174,7 @@ def finish(running: Running, session: Session) -> None:
     except subprocess.TimeoutExpired:
         in_time = False
     _end_group(process)
-    seconds = time.time() - running.began
+    seconds = (running.ended or time.time()) - running.began
     running.log.seek(0)
     said = running.log.read()
     running.log.close()
@@ -157,9 +182,9 @@ def finish(running: Running, session: Session) -> None:
         log.write(f"==== {stage.name}, {seconds:.0f} s, exit status {process.returncode}\n{said}\n")
     values = {"seconds": seconds, "box": running.box, "exit_status": process.returncode}
     if in_time and process.returncode == 0:
-        return session.write(stage.name, "ended", values=values)
+        return session.write(stage.name, STAGE, values=values)
     why = f"ended with status {process.returncode}" if in_time else f"ran over its box of {running.box:.0f} s"
-    session.write(stage.name, "ended", error=why, values=values, trace=said.splitlines()[-12:])
+    session.write(stage.name, STAGE, error=why, values=values, trace=said.splitlines()[-12:])
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

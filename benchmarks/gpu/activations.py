@@ -35,7 +35,7 @@ CASES = (  # size, precision, rows a forward pass
 
 
 def run(evidence: Evidence) -> None:
-    for size, precision, n_rows in evidence.pick(CASES, CASES[:1]):
+    for size, precision, n_rows in evidence.pick(CASES, CASES[:2]):
         evidence.attempt(f"{size} {precision} {n_rows}", extraction, size, precision, n_rows, needs=8)
     for size in evidence.pick(("B", "3L"), ("B",)):
         evidence.attempt(f"waits of {size}", waits, size, needs=6)
@@ -121,7 +121,7 @@ def reading_rate(extractor: Extractor) -> tuple[float, float]:
 
 def waits(evidence: Evidence, size: str) -> None:
     """The places at which the host waits for the card in a few batches, as torch's own debug mode tells, and their kernels."""
-    job = job_of(evidence, size, "bf16", 8, evidence.pick(65_536, 2048))
+    job = job_of(evidence, size, "bf16", 8, evidence.pick(131_072, 2048))
     extractor = Extractor(job)
     extractor.read_shard(0)  # the quantiles are measured, everything was used once
     few = job.shards[0][:4]

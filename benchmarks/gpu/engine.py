@@ -53,36 +53,42 @@ def at_once(on: bool) -> dict[str, Any]:
 
 
 COMPILED, EAGER = {"compile": True}, {"compile": False}
-PLANS = (
-    Plan("as the product sets it"),
-    Plan("as the product sets it", architecture="gpt2"),
-    Plan("compiled, timer off, gradients at once", COMPILED, timer(False) | at_once(True)),
-    Plan("compiled, timer off, gradients at once", COMPILED, timer(False) | at_once(True), architecture="gpt2"),
-    Plan("compiled, timer on, gradients at once", COMPILED, timer(True) | at_once(True)),
-    Plan("compiled, timer off, gradients after", COMPILED, timer(False) | at_once(False)),
-    Plan("eager, timer off, gradients at once", EAGER, timer(False) | at_once(True)),
+FAST = timer(False) | at_once(True)
+PRODUCT = Plan("as the product sets it", needs=20)
+FIRST = (
+    PRODUCT,
+    replace(PRODUCT, architecture="gpt2"),
+    Plan("compiled, timer off, gradients at once", COMPILED, FAST, needs=20),
+    Plan("eager, timer off, gradients at once", EAGER, FAST),
+)
+OTHERS = (
     Plan("eager, timer on, gradients after", EAGER, timer(True) | at_once(False)),
     Plan("eager, ZeRO 2", {**EAGER, "zero_stage": 2}),
     Plan("eager, ZeRO 1, fp16", {**EAGER, "zero_stage": 1}, precision="fp16"),
     Plan("eager, ZeRO 0, fp32", {**EAGER, "zero_stage": 0}, precision="fp32"),
     Plan("eager, activation checkpointing", {**EAGER, "activation_checkpointing": True}),
-    Plan("as the product sets it, 1L", size="1L", needs=8),
-    Plan("eager, apex", EAGER, optimizer="apex"),
-    Plan("eager, deepspeed's FusedAdam", EAGER, optimizer="deepspeed"),
-    Plan(
-        "eager, ZeRO 3", {**EAGER, "zero_stage": 3}
-    ),  # last: it replaces torch's linear layer for the rest of the process
+    replace(PRODUCT, size="1L", needs=10),
+    Plan("compiled, timer on, gradients at once", COMPILED, timer(True) | at_once(True), needs=20),
+    Plan("compiled, timer off, gradients after", COMPILED, timer(False) | at_once(False), needs=20),
+    Plan("eager, apex", EAGER, FAST, optimizer="apex"),
+    Plan("eager, deepspeed's FusedAdam", EAGER, FAST, optimizer="deepspeed"),
+    Plan("eager, ZeRO 3", {**EAGER, "zero_stage": 3}),  # last: it may leave its own linear layer in torch's place
 )
-TINY = ("as the product sets it", "eager, timer off, gradients at once", "eager, ZeRO 0, fp32", "eager, ZeRO 3")
+TINY = (*FIRST[:2], FIRST[3], OTHERS[3], OTHERS[-1])
 
 
 def run(evidence: Evidence) -> None:
     with process_group(300):
-        for plan in PLANS:
-            if not evidence.tiny or plan.name in TINY:
-                evidence.attempt(f"{plan.name}, {plan.architecture}", drive, plan, needs=plan.needs)
-                torch.compiler.reset()
+        _try(evidence, FIRST)
         evidence.attempt("state", state, needs=10)
+        _try(evidence, OTHERS)
+
+
+def _try(evidence: Evidence, plans: tuple[Plan, ...]) -> None:
+    for plan in plans:
+        if plan in TINY or not evidence.tiny:
+            evidence.attempt(f"{plan.name}, {plan.architecture}", drive, plan, needs=plan.needs)
+            torch.compiler.reset()
 
 
 def drive(evidence: Evidence, plan: Plan) -> None:
@@ -96,9 +102,9 @@ def drive(evidence: Evidence, plan: Plan) -> None:
     engine = opened(evidence, plan, config, work)
     try:
         step = step_of(engine, work)
-        first = [step() for _ in range(3)]
+        first = [step() for _ in range(2)]
         forget_peak()
-        ms = milliseconds(step, repeat=evidence.pick(5, 1), warm=0)
+        ms = milliseconds(step, repeat=evidence.pick(4, 1), warm=0)
         losses, norms = zip(*first, strict=True)
         told = {"plan": plan.name, "architecture": plan.architecture, "size": plan.size, "precision": plan.precision}
         told |= {"zero_stage": engine.stage, "compiled": engine.compiled, "not_compiled": engine.not_compiled}

@@ -33,7 +33,7 @@ CHUNKS = (29, 30, 31, 32, 28, 27)  # powers of two of CHUNK_BYTES
 def run(evidence: Evidence) -> None:
     dtype = kernel_dtypes(evidence)[0]
     evidence.attempt("ista_products", ista_products, dtype, needs=5)
-    evidence.attempt("ista_block", ista_block, dtype, needs=10)
+    evidence.attempt("ista_block", ista_block, dtype, needs=12)
     for tiles in evidence.pick(TILES, ((16, 16, 16, 4, 2),)):
         evidence.attempt("ista_tiles", ista_tiles, dtype, tiles, needs=5)
     for chunk in evidence.pick(CHUNKS, (14,)):

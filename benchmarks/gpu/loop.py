@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+import training_world
 
 from gpu.clocks import forget_peak, peak_gib, synchronize
 from gpu.models import ARCHITECTURES, ROWS, model_config, speed

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import training_world
 
 from gpu.clocks import peak_gib
 from gpu.models import model_config
@@ -19,7 +20,7 @@ from pipeline.pretrain.engine import Engine
 from pipeline.pretrain.job import MICRO_BATCH, OUTCOME, TOLD
 from pipeline.pretrain.logbook import Wishes
 
-GIB = 14  # given to the process: less than 64 windows of CRATE-B take, more than a few
+GIB = 5  # lent to the process: less than 64 or 32 windows of the six-layer CRATE take, more than 16 do
 
 
 def run(evidence: Evidence) -> None:
@@ -28,7 +29,7 @@ def run(evidence: Evidence) -> None:
 
 def halving(evidence: Evidence) -> None:
     _, tokens = made_up(evidence)
-    config = model_config(evidence, "crate", "B")
+    config = model_config(evidence, "crate", "S")
     rows = evidence.pick(64, 8)
     recipe = {"batch_tokens": rows * config.n_ctx, "total_tokens": 3 * rows * config.n_ctx, "warmup_steps": 2}
     recipe |= {"eval_every_steps": 0, "eval_tokens": 2 * config.n_ctx, "precision": "bf16"}
@@ -44,7 +45,7 @@ def halving(evidence: Evidence) -> None:
 
 @contextmanager
 def short_of_memory(evidence: Evidence) -> Iterator[None]:
-    """A card lends the process a part of its memory; a CPU, which has no such limit, refuses more than two windows a pass."""
+    """A card lends the process a part of its memory; a CPU, which has no such limit, refuses more than four windows a pass."""
     if not evidence.tiny:
         torch.cuda.set_per_process_memory_fraction(GIB * 2**30 / torch.cuda.get_device_properties(0).total_memory)
         yield
@@ -53,8 +54,8 @@ def short_of_memory(evidence: Evidence) -> Iterator[None]:
 
     def refusing(self: Engine, micro_batches: Any) -> torch.Tensor:
         batches = list(micro_batches)
-        if len(batches[0].windows) > 2:
-            raise torch.OutOfMemoryError("more than two windows")
+        if len(batches[0].windows) > 4:
+            raise torch.OutOfMemoryError("more than four windows")
         return accumulate(self, batches)
 
     with constants(Engine, accumulate=refusing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ def batch_of(evidence: Evidence, config: ModelConfig) -> tuple[Batch, Batch]:
     return (ids[:, :-1], ids[:, 1:]), (here[:, :-1], here[:, 1:])
 
 
+def made(make: Callable[[ModelConfig, str], nn.Module], config: ModelConfig, device: str) -> nn.Module:
+    """Ours or the plain one, with the weights that a CPU draws: a card would draw others."""
+    return make(config, "cpu").to(device)
+
+
 def truth_of(config: ModelConfig, batch: Batch) -> list[Tensor]:
     return loss_and_gradients(models.ours(config, "cpu").double(), batch)
 
@@ -65,7 +71,7 @@ def precisions(evidence: Evidence, architecture: str) -> None:
     truth = truth_of(config, on_cpu)
     dtypes = evidence.pick((torch.float32, torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16))
     for dtype in dtypes:
-        sides = [make(config, evidence.device).to(dtype) for make in (models.ours, models.plain)]
+        sides = [made(make, config, evidence.device).to(dtype) for make in (models.ours, models.plain)]
         ours, plain = (loss_and_gradients(model, batch) for model in sides)
         told = slice(1) if dtype == torch.float16 else slice(None)
         compare(evidence, "model", ours[told], plain[told], truth[told], dtype, architecture=architecture)
@@ -74,7 +80,7 @@ def precisions(evidence: Evidence, architecture: str) -> None:
             same = [torch.equal(a, b) for a, b in zip(ours, again, strict=True)]
             evidence.row("model, again", architecture=architecture, same_loss=same[0], same_gradients=same[1])
     with torch.autocast(evidence.device, torch.bfloat16):
-        sides = [make(config, evidence.device) for make in (models.ours, models.plain)]
+        sides = [made(make, config, evidence.device) for make in (models.ours, models.plain)]
         ours, plain = (loss_and_gradients(model, batch) for model in sides)
     compare(evidence, "model, autocast", ours, plain, truth, torch.bfloat16, architecture=architecture)
 
@@ -83,7 +89,7 @@ def compiled_step(evidence: Evidence, architecture: str) -> None:
     """One graph for forward and backward, beside the eager model with the same weights; its gradients must not be lost."""
     config = shape(evidence, architecture)
     on_cpu, batch = batch_of(evidence, config)
-    model = models.ours(config, evidence.device).bfloat16()
+    model = made(models.ours, config, evidence.device).bfloat16()
     eager = loss_and_gradients(model, batch)
     started = time.perf_counter()
     found = loss_and_gradients(model, batch, models.compiled(evidence, model))

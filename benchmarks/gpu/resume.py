@@ -41,7 +41,7 @@ class Training:
         text, tokens = text_store(evidence)
         shutil.copytree(text, folder / "store")
         n_layer, n_head, d_model, n_ctx = evidence.pick((3, 4, 128, 1024), (2, 2, 32, 64))
-        batch_tokens, micro_batch = evidence.pick((262_144, 32), (512, 4))
+        batch_tokens, micro_batch = evidence.pick((262_144, 32), (128, 2))
         tree = {
             "name": name,
             "tokens": tokens,
@@ -53,7 +53,7 @@ class Training:
                 "min_learning_rate": 1e-4,
                 "warmup_steps": 20,
                 "eval_every_steps": 50,
-                "eval_tokens": evidence.pick(131_072, 1024),
+                "eval_tokens": evidence.pick(131_072, 256),
             },
             "runtime": {
                 "store": str(folder / "store"),
@@ -61,6 +61,7 @@ class Training:
                 "checkpoint_every_steps": SAVE_EVERY,
                 "log_every_steps": 5,
                 "threads_per_worker": evidence.pick(0, 1),
+                "compile": False,  # three trainings that start five times would mostly compile
                 **runtime,
             },
         }
@@ -88,9 +89,9 @@ class Training:
 
 
 def killed_and_gone_on(evidence: Evidence) -> None:
-    n_steps = evidence.pick(160, 60)
+    n_steps = evidence.pick(160, 120)
     whole, broken = (Training.prepared(evidence, name, n_steps) for name in ("whole", "broken"))
-    under = Training.prepared(evidence, "under-torchrun", n_steps // 2, zero_stage=2)
+    under = Training.prepared(evidence, "under-torchrun", n_steps // 4, zero_stage=2)
     try:
         beside = [whole.start(), under.start(torchrun=True)]
         evidence.row("interrupted", **interrupt(evidence, broken))
@@ -112,7 +113,7 @@ def interrupt(evidence: Evidence, training: Training) -> dict[str, Any]:
     first.wait()
     killed_at = training.saved()
     second = training.start()
-    wait_for_step(evidence, training, killed_at + 2 * SAVE_EVERY, second)
+    wait_for_step(evidence, training, killed_at + SAVE_EVERY, second)
     second.send_signal(signal.SIGTERM)
     status = wait(evidence, second)
     said = any("stopped as asked" in line for line in training.log())

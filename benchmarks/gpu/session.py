@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 FILE = "gpu.jsonl"
+STAGE = "stage"  # the name of the row that says how a stage ended
 Row = dict[str, Any]
 Chosen = TypeVar("Chosen")
 

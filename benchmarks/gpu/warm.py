@@ -8,7 +8,7 @@ from gpu.session import Evidence
 
 
 def ours(evidence: Evidence) -> None:
-    for architecture in reversed(ARCHITECTURES):  # CRATE takes the compiler longer
+    for architecture in ARCHITECTURES[::-1]:  # CRATE first, which takes the compiler longer
         evidence.attempt(f"{architecture} compiled", train.ours_compiled, architecture, False, needs=20)
 
 
@@ -19,9 +19,18 @@ def plain(evidence: Evidence) -> None:
             evidence.attempt(name, train.plain_compiled, architecture, autocast, False, needs=20)
 
 
-def small_models(evidence: Evidence) -> None:
-    for architecture, size, mode in small.COMPILED:
-        evidence.attempt(f"{architecture} {size} {mode}", small.compiled, architecture, size, mode, False, needs=15)
+def small_crate(evidence: Evidence) -> None:
+    _small(evidence, "crate")
+
+
+def small_gpt2(evidence: Evidence) -> None:
+    _small(evidence, "gpt2")
+
+
+def _small(evidence: Evidence, architecture: str) -> None:
+    for case in small.COMPILED:
+        if case[0] == architecture:
+            evidence.attempt(" ".join(map(str, case)), small.compiled, *case, False, needs=15)
 
 
 def optimizer(evidence: Evidence) -> None:

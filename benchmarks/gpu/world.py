@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from verdicts import ROOT
 
 from crate_model.config import ModelConfig
 from gpu.models import ours
@@ -36,20 +35,12 @@ def text_store(evidence: Evidence) -> tuple[Path, dict[str, Any]]:
     What was brought along (`--store`); else the packaged text, by the pipeline's own stage, which needs no Ray for so little;
     else, where what carries that text is not installed, made-up tokens under its name, which is told.
     """
-    folder = evidence.work / "text"
-    config = text_config(evidence)
+    folder, config = evidence.work / "text", TokensConfig()
     if not (folder / "tokens").is_dir():
         how = _make_text(evidence, folder, config)
         [tokens] = Store(folder).all_of("tokens")
         evidence.row("text", how=how, n_tokens=tokens.summary["train"]["n_tokens"])
     return folder, canonical(config)
-
-
-def text_config(evidence: Evidence) -> TokensConfig:
-    """The default, which is the packaged text; in tiny sizes this project's own documentation."""
-    if evidence.tiny and not evidence.session.store:
-        return TokensConfig(source="text", train=(str(ROOT / "docs" / "*.md"),), val=(str(ROOT / "README.md"),))
-    return TokensConfig()
 
 
 def _make_text(evidence: Evidence, folder: Path, config: TokensConfig) -> str:
@@ -60,7 +51,7 @@ def _make_text(evidence: Evidence, folder: Path, config: TokensConfig) -> str:
     shutil.rmtree(making, ignore_errors=True)
     try:
         tokenize(Store(making), config)
-        how = f"{config.source} text by the tokens stage"
+        how = "the packaged text, by the tokens stage"
     except (ImportError, CrateError) as error:
         shutil.rmtree(making, ignore_errors=True)
         made_up_tokens(Store(making), evidence.pick(8_000_000, 40_000), evidence.pick(400_000, 4_000), config)
