@@ -41,7 +41,7 @@ class Training:
         text, tokens = text_store(evidence)
         shutil.copytree(text, folder / "store")
         n_layer, n_head, d_model, n_ctx = evidence.pick((3, 4, 128, 1024), (2, 2, 32, 64))
-        batch_tokens, micro_batch = evidence.pick((262_144, 32), (128, 2))
+        batch_tokens, micro_batch = evidence.pick((262_144, 32), (64, 1))
         tree = {
             "name": name,
             "tokens": tokens,
@@ -81,7 +81,8 @@ class Training:
         return max([0, *(step for path in found for step in resume.steps(path))])
 
     def log(self) -> list[str]:
-        return (self.folder / "log.txt").read_text("utf-8", errors="replace").splitlines()
+        path = self.folder / "log.txt"
+        return path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
 
     def artifact(self) -> Artifact:
         [artifact] = Store(self.folder / "store").all_of("pretrain")
@@ -91,17 +92,19 @@ class Training:
 def killed_and_gone_on(evidence: Evidence) -> None:
     n_steps = evidence.pick(160, 120)
     whole, broken = (Training.prepared(evidence, name, n_steps) for name in ("whole", "broken"))
-    under = Training.prepared(evidence, "under-torchrun", n_steps // 4, zero_stage=2)
+    beside = {whole: False}  # training -> whether under torchrun; one start less in tiny sizes, where it costs the most
+    if not evidence.tiny:
+        beside[Training.prepared(evidence, "under-torchrun", n_steps // 4, zero_stage=2)] = True
     try:
-        beside = [whole.start(), under.start(torchrun=True)]
+        running = {training.folder.name: training.start(torchrun) for training, torchrun in beside.items()}
         evidence.row("interrupted", **interrupt(evidence, broken))
-        statuses = [wait(evidence, process) for process in (broken.start(), *beside)]
-        ended = dict(zip(("gone_on", "whole", "torchrun"), statuses, strict=True))
-        evidence.row("ended", ok=set(statuses) == {0}, **ended)
+        running["gone on"] = broken.start()
+        statuses = {name: wait(evidence, process) for name, process in running.items()}
+        evidence.row("ended", ok=set(statuses.values()) == {0}, statuses=statuses)
         evidence.row("gone on with", **compared(whole.artifact(), broken.artifact()))
-        evidence.row("told", **{each.folder.name: told(each) for each in (whole, under)})
+        evidence.row("told", **{training.folder.name: told(training) for training in beside})
     finally:
-        logs = [f"==== {each.folder.name}\n" + "\n".join(each.log()) for each in (whole, broken, under)]
+        logs = ["\n".join([f"==== {each.folder.name}", *each.log()]) for each in (broken, *beside)]
         (evidence.out / "resume.txt").write_text("\n".join(logs) + "\n", encoding="utf-8")
 
 

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from gpu.boxes import PROGRAM
 from gpu.clocks import synchronize
 from gpu.interpreted import kernel_dtypes
 from gpu.session import Evidence
@@ -32,8 +32,7 @@ def memcheck(evidence: Evidence) -> None:
     report = evidence.out / "sanitizer.txt"
     watched = [tool, "--tool", "memcheck", "--error-exitcode", str(FOUND), "--log-file", str(report)] if tool else []
     task = {"session": asdict(evidence.session), "stage": evidence.stage, "deadline": evidence.deadline}
-    program = str(Path(__file__).parents[1] / "gpu_evidence.py")
-    command = [sys.executable, program, "--task", json.dumps(task | {"function": "gpu.sanitizer:every_kernel"})]
+    command = [sys.executable, str(PROGRAM), "--task", json.dumps(task | {"function": "gpu.sanitizer:every_kernel"})]
     started = time.perf_counter()
     # Every tensor is to be an allocation of its own, or what lies beside it would be allocated too.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

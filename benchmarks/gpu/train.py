@@ -18,7 +18,10 @@ from gpu.clocks import forget_peak, host_milliseconds, milliseconds, peak_gib, s
 from gpu.models import ARCHITECTURES, ROWS, Batch, model_config, random_batch, speed, step_of
 from gpu.session import Evidence
 
-SAME_GRADIENT = 0.05  # relative distance of the compiled step's gradients to the eager step's, in bfloat16
+SAME_GRADIENT = (
+    0.2  # relative distance of compiled gradients to eager ones: bfloat16's roundings, and codes that these move
+)
+# over ReLU's kink; gradients that a compiler loses lie much farther off
 
 
 def run(evidence: Evidence) -> None:

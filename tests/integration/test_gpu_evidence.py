@@ -218,15 +218,33 @@ def _lives(pid: int) -> bool:
     return status.is_file() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def test_an_interrupted_run_leaves_no_stage_behind(program: Any, fakes: Path) -> None:
+    """As a time limit around the whole program does: the stage under way ends with it."""
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_evidence as p, signal\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    code += f"s = p.Session('now', {str(fakes)!r}, {str(fakes)!r}, '', False, 'card', '', '', '')\n"
+    code += "p.run_stages([p.Stage('hangs', 'fakes:hangs', 60)], s, 100)"
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    rows = importlib.import_module("gpu.session")
+    while not rows.read_rows(fakes):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.terminate()
+    assert driver.wait(30) == 143
+    [hanging] = rows.read_rows(fakes)
+    assert not _lives(hanging["values"]["child"])
+
+
 def test_the_limit_leaves_out_what_does_not_fit(program: Any, fakes: Path) -> None:
     [row] = ended(program, fakes, "works", limit=3)["works"]
     assert row["left_out"] == "3 s were left"
 
 
 def test_without_deepspeed_its_stages_are_told_as_not_run(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = importlib.import_module("gpu.boxes")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     whole = session(program, Path())
-    why = {stage.name: program.why_not(stage, whole, 100) for stage in program.STAGES}
+    why = {stage.name: boxes.why_not(stage, whole, 100) for stage in program.STAGES}
     without = {name for name, text in why.items() if text == "DeepSpeed is not installed"}
     assert without == {"resume", "out_of_memory", "warm_optimizer", "engine", "loop", "optimizers"}
     assert not any(text for name, text in why.items() if name not in without)
