@@ -51,6 +51,7 @@ STAGES = (
     Stage("loop", "gpu.loop:run", 60, needs_deepspeed=True),
     Stage("small", "gpu.small:run", 55),
     Stage("activations", "gpu.activations:run", 35),
+    Stage("variants", "gpu.variants:run", 30),
     Stage("profile", "gpu.profile_steps:run", 35),
     Stage("kernels", "gpu.kernels:run", 35),
     Stage("attention", "gpu.attention:run", 25),

@@ -13,6 +13,7 @@ from crate_model.ops import ista as ista_op
 from gpu.exactness import compare, poison, with_gradients
 from gpu.interpreted import kernel_dtypes
 from gpu.session import Evidence
+from gpu.variants import VARIANTS, Variant
 
 ETA, LAMBDA = 0.1, 0.1
 ISTA_SHAPES = (  # rows, width, atoms, steps
@@ -38,6 +39,8 @@ def run(evidence: Evidence) -> None:
         evidence.attempt("cross_entropy_kernel", cross_entropy_kernel, dtype, *shape, spread, needs=2)
     for dtype, few_rows in itertools.product(dtypes, (False, True)):
         evidence.attempt("linear_cross_entropy", linear_cross_entropy, dtype, few_rows, needs=3)
+    for variant in VARIANTS:
+        evidence.attempt(variant.name, as_variant, variant, dtypes[0], needs=5)
     evidence.attempt("scan", scan, needs=8)
     for dtype, shape in itertools.product((torch.bfloat16, torch.float16), ((2, 12, 1024, 64), (3, 4, 1000, 32))):
         evidence.attempt("attention", attention, dtype, *evidence.pick(shape, (1, 2, 9, 8)), needs=2)
@@ -45,7 +48,7 @@ def run(evidence: Evidence) -> None:
         evidence.attempt("sae", sae, variant, needs=3)
 
 
-def ista(evidence: Evidence, dtype: torch.dtype, n: int, d: int, n_atoms: int, n_steps: int) -> None:
+def ista(evidence: Evidence, dtype: torch.dtype, n: int, d: int, n_atoms: int, n_steps: int, variant: str = "") -> None:
     """Synthesis and gradients; and for one small and one large shape what else must hold."""
     generator = torch.Generator().manual_seed(n + n_steps)
     z = torch.randn(n, d, generator=generator).to(evidence.device, dtype)
@@ -62,8 +65,8 @@ def ista(evidence: Evidence, dtype: torch.dtype, n: int, d: int, n_atoms: int, n
     plain = with_gradients(oracle, [z, atoms], gradient)
     poison()
     found = with_gradients(ours, [z, atoms], gradient)
-    shape = [n, d, n_atoms, n_steps]
-    compare(evidence, "ista", found, plain, truth, dtype, shape=shape)
+    about = {"shape": [n, d, n_atoms, n_steps], "variant": variant}
+    compare(evidence, "ista", found, plain, truth, dtype, **about)
     if n not in (37, 4096):
         return
     together = ista_op.ista_codes(z, atoms, ETA, LAMBDA, n_steps)
@@ -78,18 +81,26 @@ def ista(evidence: Evidence, dtype: torch.dtype, n: int, d: int, n_atoms: int, n
         [oracle(strided, atoms)],
         [oracle(strided.double(), atoms.double())],
         dtype,
-        shape=shape,
+        **about,
     )
     again = with_gradients(ours, [z, atoms], gradient)
     evidence.row(
         "ista, bits",
         ok=step_by_step is not None and torch.equal(step_by_step, together),
         dtype=str(dtype),
-        shape=shape,
+        **about,
         steps_one_by_one_are_the_same=step_by_step is not None and torch.equal(step_by_step, together),
         again_is_the_same=all(torch.equal(a, b) for a, b in zip(found, again, strict=True)),
         share_of_nonzero_codes=float((together != 0).double().mean()),
     )
+
+
+def as_variant(evidence: Evidence, variant: Variant, dtype: torch.dtype) -> None:
+    """The operations as a variant of the product computes them."""
+    with variant.on():
+        for shape in evidence.pick(ISTA_SHAPES, TINY_ISTA_SHAPES)[:2]:
+            ista(evidence, dtype, *shape, variant.name)
+        linear_cross_entropy(evidence, dtype, False, variant.name)
 
 
 def cross_entropy_kernel(evidence: Evidence, dtype: torch.dtype, n: int, words: int, spread: float) -> None:
@@ -112,7 +123,7 @@ def cross_entropy_kernel(evidence: Evidence, dtype: torch.dtype, n: int, words: 
     compare(evidence, "cross_entropy_kernel", [losses, logits], plain, truth, dtype, shape=[n, words], spread=spread)
 
 
-def linear_cross_entropy(evidence: Evidence, dtype: torch.dtype, few_rows: bool) -> None:
+def linear_cross_entropy(evidence: Evidence, dtype: torch.dtype, few_rows: bool, variant: str = "") -> None:
     """Head and loss in one, in chunks as large as the product's, and of a few rows."""
     n, d, words = evidence.pick((700, 128, 50304), (20, 16, 100))
     generator = torch.Generator().manual_seed(3)
@@ -138,15 +149,15 @@ def linear_cross_entropy(evidence: Evidence, dtype: torch.dtype, few_rows: bool)
         nothing = cross_entropy.linear_cross_entropy(hidden, weight, torch.full_like(targets, -1))
     finally:
         cross_entropy.CHUNK_BYTES.update(whole)
-    chunks = "of a few rows" if few_rows else "the product's"
-    compare(evidence, "linear_cross_entropy", ours, in_torch, truth, dtype, chunks=chunks)
+    about = {"few_rows_a_chunk": few_rows, "variant": variant}
+    compare(evidence, "linear_cross_entropy", ours, in_torch, truth, dtype, **about)
     tokens = [
         F.cross_entropy(
             (h @ w.T).to(torch.promote_types(h.dtype, torch.float32)), targets, reduction="none", ignore_index=-1
         )
         for h, w in ((hidden, weight), exact)
     ]
-    compare(evidence, "token_losses", [by_token], tokens[:1], tokens[1:], dtype, chunks=chunks)
+    compare(evidence, "token_losses", [by_token], tokens[:1], tokens[1:], dtype, **about)
     evidence.row("no counted target gives NaN", ok=bool(nothing.isnan()), dtype=str(dtype))
 
 

@@ -36,6 +36,7 @@ SHOWN = {
         "peak_gib",
     ),
     ("activations", "waits"): ("size", "of_a_batch", "places"),
+    ("variants", "step"): ("variant", "architecture", "how", *STEP),
     ("attention", "step"): ("architecture", "how", *STEP),
     ("kernels", "ista_product"): ("what", "ms", "tflops"),
     ("kernels", "ista_block"): ("plain_compiled_ms", "ours_ms", "ratio", "ours_tflops"),
