@@ -16,6 +16,7 @@ from gpu.clocks import forget_peak, milliseconds, peak_gib
 from gpu.interpreted import kernel_dtypes
 from gpu.session import Evidence
 from gpu.switches import constants
+from gpu.variants import VARIANTS, Variant
 
 TILES = (  # rows, columns, inner, warps, stages; all in groups of eight rows of tiles
     (128, 256, 64, 8, 3),
@@ -33,6 +34,8 @@ CHUNKS = (29, 30, 31, 32, 28, 27)  # powers of two of CHUNK_BYTES
 def run(evidence: Evidence) -> None:
     dtype = kernel_dtypes(evidence)[0]
     evidence.attempt("ista_products", ista_products, dtype, needs=5)
+    for variant in VARIANTS:
+        evidence.attempt(variant.name, as_variant, variant, dtype, needs=3)
     evidence.attempt("ista_block", ista_block, dtype, needs=12)
     for tiles in evidence.pick(TILES, ((16, 16, 16, 4, 2),)):
         evidence.attempt("ista_tiles", ista_tiles, dtype, tiles, needs=5)
@@ -67,11 +70,20 @@ def ways(evidence: Evidence, dtype: torch.dtype) -> dict[str, Callable[[], Any]]
     }
 
 
-def ista_products(evidence: Evidence, dtype: torch.dtype) -> None:
+def ista_products(evidence: Evidence, dtype: torch.dtype, variant: str = "") -> None:
     n, d, n_atoms = sizes(evidence)
     for name, way in ways(evidence, dtype).items():
+        if variant and name.startswith("library"):
+            continue
         ms = milliseconds(way, repeat=evidence.pick(20, 1), warm=evidence.pick(3, 0))
-        evidence.row("ista_product", what=name, ms=ms, tflops=2 * n * d * n_atoms / ms / 1e9)
+        evidence.row("ista_product", what=name, variant=variant, ms=ms, tflops=2 * n * d * n_atoms / ms / 1e9)
+
+
+def as_variant(evidence: Evidence, variant: Variant, dtype: torch.dtype) -> None:
+    """Our products as a variant of the product computes them, where it is one of ISTA."""
+    if "ista" in variant.module:
+        with variant.on():
+            ista_products(evidence, dtype, variant.name)
 
 
 def ista_tiles(evidence: Evidence, dtype: torch.dtype, tiles: tuple[int, ...]) -> None:

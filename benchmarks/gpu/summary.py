@@ -38,7 +38,7 @@ SHOWN = {
     ("activations", "waits"): ("size", "of_a_batch", "places"),
     ("variants", "step"): ("variant", "architecture", "how", *STEP),
     ("attention", "step"): ("architecture", "how", *STEP),
-    ("kernels", "ista_product"): ("what", "ms", "tflops"),
+    ("kernels", "ista_product"): ("what", "variant", "ms", "tflops"),
     ("kernels", "ista_block"): ("plain_compiled_ms", "ours_ms", "ratio", "ours_tflops"),
     ("kernels", "ista_tiles"): ("what", "tiles", "ms", "tflops"),
     ("kernels", "head"): ("chunk_bytes", "ms", "tflops", "peak_gib"),
