@@ -8,7 +8,7 @@ import torch
 
 from gpu.session import Evidence
 
-SMALL_TILES = {"TILE_M": 16, "TILE_N": 32, "TILE_K": 16, "GROUP_M": 2}
+SMALL_TILES = {"TILE_M": 16, "TILE_N": 32, "TILE_K": 16, "GROUP_M": 2, "PERSISTENT_TILE_N": 64}
 
 
 def kernel_dtypes(evidence: Evidence) -> tuple[torch.dtype, ...]:
@@ -21,5 +21,6 @@ def kernel_dtypes(evidence: Evidence) -> tuple[torch.dtype, ...]:
     precision.runs_triton = lambda tensor: tensor.dtype == torch.float32
     for name, size in SMALL_TILES.items():
         setattr(ista_triton, name, size)
+    ista_triton._multiprocessors = lambda: 3
     cross_entropy_triton.BLOCK = 64
     return (torch.float32,)

@@ -33,7 +33,10 @@ class Variant:
 
 VARIANTS = (
     Variant("ISTA in tiles of 256 columns", "crate_model.ops.ista_triton", {"TILE_N": 256}),
-    Variant("logits 2 GiB at a time", "crate_model.ops.cross_entropy", {"CHUNK_BYTES": {"cpu": 2**31, "cuda": 2**31}}),
+    Variant("ISTA's persistent kernel", "crate_model.ops.ista_triton", {"PERSISTENT": True}),
+    Variant(
+        "logits 512 MiB at a time", "crate_model.ops.cross_entropy", {"CHUNK_BYTES": {"cpu": 2**29, "cuda": 2**29}}
+    ),
 )
 
 
