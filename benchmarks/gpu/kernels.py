@@ -28,7 +28,8 @@ TILES = (  # rows, columns, inner, warps, stages; all in groups of eight rows of
     (64, 256, 64, 4, 4),
     (128, 128, 128, 8, 2),
 )
-CHUNKS = (31, 29, 25, 30, 32, 27)  # powers of two of CHUNK_BYTES
+CHUNKS = (31, 29, 30, 32, 27)  # powers of two of CHUNK_BYTES
+NARROW_CHUNKS = (31, 25, 24, 26, 28)  # of a d=128 model's 8,192 tokens: the small ones stay in the card's cache
 
 
 def run(evidence: Evidence) -> None:
@@ -40,7 +41,9 @@ def run(evidence: Evidence) -> None:
     for tiles in evidence.pick(TILES, ((16, 16, 16, 4, 2),)):
         evidence.attempt("ista_tiles", ista_tiles, dtype, tiles, needs=5)
     for chunk in evidence.pick(CHUNKS, (14,)):
-        evidence.attempt("head", head, dtype, chunk, needs=3)
+        evidence.attempt("head", head, dtype, sizes(evidence)[:2], chunk, needs=3)
+    for chunk in evidence.pick(NARROW_CHUNKS, (14,)):
+        evidence.attempt("head", head, dtype, evidence.pick((8192, 128), (32, 16)), chunk, needs=3)
     evidence.attempt("plain head", plain_head, dtype, needs=3)
     evidence.attempt("scan", scan, needs=5)
 
@@ -120,18 +123,17 @@ def ista_block(evidence: Evidence, dtype: torch.dtype) -> None:
     evidence.row("ista_block", **sides, ratio=ratio, ours_tflops=12 * 2 * n * d * n_atoms / sides["ours_ms"] / 1e9)
 
 
-def head_inputs(evidence: Evidence, dtype: torch.dtype, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, token table and targets of CRATE-B; `share` of the rows."""
-    n, d, _ = sizes(evidence)
-    n, words = int(n * share), evidence.pick(50304, 128)
+def head_inputs(evidence: Evidence, dtype: torch.dtype, n: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (n, d), token table and targets."""
+    words = evidence.pick(50304, 128)
     hidden = torch.randn(n, d, device=evidence.device, dtype=dtype, requires_grad=True)
     weight = (torch.randn(words, d, device=evidence.device, dtype=dtype) * 0.02).requires_grad_()
     return hidden, weight, torch.randint(words, (n,), device=evidence.device)
 
 
-def head(evidence: Evidence, dtype: torch.dtype, chunk: int) -> None:
-    """Head and loss, forward and backward, with logits of 2^`chunk` bytes at a time."""
-    hidden, weight, targets = head_inputs(evidence, dtype)
+def head(evidence: Evidence, dtype: torch.dtype, shape: tuple[int, int], chunk: int) -> None:
+    """Head and loss of tokens and width `shape`, forward and backward, with logits of 2^`chunk` bytes at a time."""
+    hidden, weight, targets = head_inputs(evidence, dtype, *shape)
 
     def step() -> None:
         hidden.grad = weight.grad = None
@@ -140,13 +142,19 @@ def head(evidence: Evidence, dtype: torch.dtype, chunk: int) -> None:
     with constants(cross_entropy, CHUNK_BYTES={**cross_entropy.CHUNK_BYTES, evidence.device: 2**chunk}):
         forget_peak()
         ms = milliseconds(step, repeat=evidence.pick(6, 1), warm=evidence.pick(2, 0))
-    told = {"chunk_bytes": f"2^{chunk}", "ms": ms, "tflops": 6 * weight.numel() * len(hidden) / ms / 1e9}
+    told = {
+        "shape": shape,
+        "chunk_bytes": f"2^{chunk}",
+        "ms": ms,
+        "tflops": 6 * weight.numel() * len(hidden) / ms / 1e9,
+    }
     evidence.row("head", **told, peak_gib=peak_gib())
 
 
 def plain_head(evidence: Evidence, dtype: torch.dtype) -> None:
     """The whole logits in float32, on half the rows, since they take so much memory."""
-    hidden, weight, targets = head_inputs(evidence, dtype, share=0.5)
+    n, d, _ = sizes(evidence)
+    hidden, weight, targets = head_inputs(evidence, dtype, n // 2, d)
 
     def step() -> None:
         hidden.grad = weight.grad = None

@@ -41,7 +41,7 @@ SHOWN = {
     ("kernels", "ista_product"): ("what", "variant", "ms", "tflops"),
     ("kernels", "ista_block"): ("plain_compiled_ms", "ours_ms", "ratio", "ours_tflops"),
     ("kernels", "ista_tiles"): ("what", "tiles", "ms", "tflops"),
-    ("kernels", "head"): ("chunk_bytes", "ms", "tflops", "peak_gib"),
+    ("kernels", "head"): ("shape", "chunk_bytes", "ms", "tflops", "peak_gib"),
     ("kernels", "plain head"): ("rows", "ms", "tflops", "peak_gib"),
     ("kernels", "scan"): ("what", "ms", "tb_per_second"),
     ("optimizers", "choice"): ("shapes", "best", "milliseconds"),
