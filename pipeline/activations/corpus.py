@@ -26,14 +26,6 @@ class Span:
     n_bins: int  # that are sampled, from the lowest
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where excerpts of one width may be taken in a row."""
-
-    positions: np.ndarray  # (p,) int64 tokens of the row that an excerpt may be chosen for
-    starts: np.ndarray  # (n_ctx,) int64 for each token of the row, the first of its excerpt
-
-
 def spans(config: ActivationsConfig, n_rows: int, n_rows_short: int) -> tuple[Span, Span]:
     """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric).
 
@@ -57,6 +49,7 @@ class Corpus:
         self.n_rows_short = min(available, max(1, config.tokens_short // n_ctx))
         self._check(available)
         self._document_starts = split.document_starts()
+        self._document_ends = np.append(self._document_starts[1:], split.n_tokens)
 
     def _check(self, available: int) -> None:
         config = self.config
@@ -85,6 +78,11 @@ class Corpus:
         return spans(self.config, self.n_rows, self.n_rows_short)
 
     @property
+    def margin(self) -> int:
+        """Tokens of the neighbouring batches that excerpts may cross into, on either side."""
+        return self.config.window // 2 if self.config.protocol == "paper" else 0
+
+    @property
     def n_batches(self) -> int:
         return -(-max(self.n_rows, self.n_rows_short) // self.config.batch_rows)
 
@@ -110,11 +108,10 @@ class Corpus:
                     fix="Give the model the tokens it was trained on, or set model.vocab_size and train anew.",
                 )
 
-    def places(self, row: int, width: int) -> Places:
-        """Tokens of a row around which an excerpt of `width` tokens fits into their document's part of the row."""
-        positions = np.arange(row * self.n_ctx, (row + 1) * self.n_ctx)
-        starts, fits = self.excerpt_starts(positions, width)
-        return Places(np.flatnonzero(fits), starts - positions[0])
+    def positions(self, batch: int) -> np.ndarray:
+        """(tokens,) int64: where in val a batch's tokens are."""
+        rows = self.rows(batch)
+        return np.arange(rows.start * self.n_ctx, rows.stop * self.n_ctx)
 
     def excerpt_starts(self, positions: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """First tokens (p,) of excerpts around `positions` (p,) of val, and whether they fit into document and row.
@@ -126,7 +123,7 @@ class Corpus:
         document = np.searchsorted(self._document_starts, positions, side="right") - 1
         row_begins = positions // self.n_ctx * self.n_ctx
         begins = np.maximum(self._document_starts[document], row_begins)
-        ends = np.minimum(np.append(self._document_starts, self.split.n_tokens)[document + 1], row_begins + self.n_ctx)
+        ends = np.minimum(self._document_ends[document], row_begins + self.n_ctx)
         return np.clip(positions - width // 2, begins, ends - width), ends - begins >= width
 
 

@@ -43,8 +43,8 @@ def priorities(of_tokens: Tensor, of_neurons: Tensor) -> Tensor:
 
 
 def positions_of(priority: Tensor, of_neurons: Tensor, seed: int) -> Tensor:
-    """The positions (m,) int64 of the tokens that have these priorities (m,) for neurons with these hashes (m,)."""
-    return _unscramble((_unscramble(priority.long() & BITS) ^ of_neurons.long()) & BITS) ^ _salt(seed, "tokens")
+    """The positions (...) int64 of the tokens that have these priorities (...) for neurons with these hashes (...)."""
+    return (_unscramble(_unscramble(priority) ^ of_neurons).long() & BITS) ^ _salt(seed, "tokens")
 
 
 def _salt(seed: int, what: str) -> int:
@@ -60,8 +60,13 @@ def _scramble(x: np.ndarray) -> np.ndarray:
 
 
 def _unscramble(x: Tensor) -> Tensor:
-    """The finalizer's inverse on int64 holding 32-bit values."""
-    x = x * pow(SECOND_FACTOR, -1, 2**32) & BITS
-    x = x ^ (x >> 13) ^ (x >> 26)
-    x = x * pow(FIRST_FACTOR, -1, 2**32) & BITS
-    return x ^ (x >> 16)
+    """The finalizer's inverse on int32, whose products wrap around; the masks are as in `priorities`."""
+    x = x * _signed(pow(SECOND_FACTOR, -1, 2**32))
+    x = x ^ (x >> 13).bitwise_and_(0x7FFFF) ^ (x >> 26).bitwise_and_(0x3F)
+    x = x * _signed(pow(FIRST_FACTOR, -1, 2**32))
+    return x ^ (x >> 16).bitwise_and_(0xFFFF)
+
+
+def _signed(factor: int) -> int:
+    """A factor of 32 bits as the int32 that has the same bits."""
+    return factor - 2**32 if factor >= 2**31 else factor

@@ -49,7 +49,7 @@ def bin_bounds(edges: Tensor, n_bins: int) -> Tensor:
     """Order keys (n_bins + 1, neurons) between which the lowest bins lie, from inner edges (neurons, edges)."""
     import torch
 
-    outer = torch.full_like(edges[:, :1], 1 << 30)
+    outer = torch.full((len(edges), 1), 1 << 30, dtype=edges.dtype, device=edges.device)
     return torch.cat([-outer, edges, outer], 1).T[: n_bins + 1].contiguous()
 
 
@@ -70,8 +70,8 @@ def level_counts(values: Tensor, signed: bool) -> Tensor:
     if signed:
         sign = bits >> 31
         level = (level ^ sign).sub_(sign).add_(N_POSITIVE)
-    level += levels * torch.arange(n_neurons, dtype=torch.int32, device=values.device)[:, None]
-    return torch.bincount(level.flatten(), minlength=n_neurons * levels).view(n_neurons, levels)
+    ones = torch.ones((1, 1), dtype=torch.int64, device=values.device).expand(level.shape)
+    return ones.new_zeros((n_neurons, levels)).scatter_add_(1, level.long(), ones)
 
 
 def lower_keys(signed: bool) -> np.ndarray:

@@ -1,28 +1,49 @@
 """The best few excerpts of every group (a neuron, or a quantile bin of a neuron), with their activations.
 
-Keys are int64 and smaller is better; they hold the token's position in their lower half, so no two of a group are equal and
-what is kept does not depend on the order of arrival.
+They stay on the device where they were found, and a better candidate takes the place of the worst: by a kernel of Triton on a
+GPU, of numba on a CPU. The plain forms here sort; they run on any other device, and say what the kernels do. As in `scan.py`,
+nothing makes the host wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pipeline.activations import scan
+from pipeline.activations.keys import EMPTY, NONE, POSITION_MASK, keys_of
+from pipeline.activations.priority import priorities
+from pipeline.activations.quantiles import descending, order_keys
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-EMPTY = 2**63 - 2  # key of a free place
-NONE = 2**63 - 1  # key of a candidate that is none: never takes a place
-POSITION_BITS = 32
-POSITION_MASK = (1 << POSITION_BITS) - 1
+
+@dataclass(frozen=True)
+class Excerpts:
+    """The excerpt of the token at position p is `text` (tokens, neurons) from row `starts[p - first]` on."""
+
+    text: Tensor
+    starts: Tensor  # (tokens,) int64
+    first: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of the text, the first at position `Excerpts.first`, with what `priorities` makes hashes from."""
+
+    values: Tensor  # (tokens, neurons)
+    of_tokens: Tensor  # (tokens,) int32
+    of_neurons: Tensor  # (neurons,) int32
 
 
 class Reservoir:
-    """Keeps the `capacity` best of `n_neurons` x `n_bins` groups."""
+    """Keeps the `capacity` best of `n_neurons` x `n_bins` groups, in no order."""
 
     def __init__(
         self, n_neurons: int, n_bins: int, capacity: int, width: int, device: torch.device | str = "cpu"
@@ -31,35 +52,22 @@ class Reservoir:
 
         self.keys = torch.full((n_neurons, n_bins, capacity), EMPTY, dtype=torch.int64, device=device)
         self.activations = torch.zeros((n_neurons, n_bins, capacity, width), device=device)
-        self.worst = torch.full((n_neurons, n_bins), EMPTY, dtype=torch.int64, device=device)
 
-    def worst_priority(self) -> Tensor:
-        """(neurons, bins) int32: a candidate with a larger priority has no chance."""
-        return (self.worst >> POSITION_BITS).int()
+    def offer(self, keys: Tensor, excerpts: Excerpts) -> None:
+        """Candidates that are not kept already, by their keys (m, bins, neurons): NONE where there is none."""
+        kernels = _kernels(excerpts.text)
+        form = plain_keep if kernels is None else kernels.keep
+        form(self.keys, self.activations, keys.contiguous(), *vars(excerpts).values())
 
-    def offer(self, keys: Tensor, excerpts: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        """Candidates' keys (neurons, bins, m), NONE where there is none.
-
-        `excerpts(neurons, which, positions)` gives the activations (n, width) of those that are kept: candidate `which` of m.
-        """
-        import torch
-
-        neurons, bins = (keys.amin(2) < self.worst).nonzero(as_tuple=True)
-        if not len(neurons):
-            return
-        capacity = self.keys.shape[2]
-        both = self.keys.new_empty((len(neurons), capacity + keys.shape[2]))
-        both[:, :capacity], both[:, capacity:] = self.keys[neurons, bins], keys[neurons, bins]
-        best = both.topk(capacity, largest=False, sorted=False)
-        kept = torch.zeros_like(both, dtype=torch.bool).scatter_(1, best.indices, True)
-        # As many leave a group as enter it: listed group by group, they can be exchanged one for one.
-        leaving, places = (~kept[:, :capacity]).nonzero(as_tuple=True)
-        _, which = kept[:, capacity:].nonzero(as_tuple=True)
-        neurons_in, bins_in = neurons[leaving], bins[leaving]
-        new = keys[neurons_in, bins_in, which]
-        self.keys[neurons_in, bins_in, places] = new
-        self.activations[neurons_in, bins_in, places] = excerpts(neurons_in, which, new & POSITION_MASK)
-        self.worst[neurons, bins] = best.values.amax(1)
+    def offer_tokens(self, tokens: Tokens, bounds: Tensor, by_activation: bool, excerpts: Excerpts) -> None:
+        """All tokens: each for the bin between whose `bounds` (bins + 1, neurons) its order key lies, if for any. The highest
+        activations or else the smallest hashes are the best."""
+        kernels = _kernels(excerpts.text)
+        form = plain_keep_tokens if kernels is None else kernels.keep_tokens
+        form(
+            self.keys, self.activations, tokens.values.contiguous(), tokens.of_tokens, tokens.of_neurons,
+            bounds, by_activation, *vars(excerpts).values(),
+        )  # fmt: skip
 
 
 def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +76,55 @@ def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nd
     order = np.argsort(keys, axis=2, kind="stable")[:, :, : parts[0][0].shape[2]]
     activations = np.concatenate([part[1] for part in parts], axis=2) if len(parts) > 1 else parts[0][1]
     return np.take_along_axis(keys, order, 2), np.take_along_axis(activations, order[..., None], 2)
+
+
+def _kernels(values: Tensor) -> ModuleType | None:
+    if scan._kernels(values) is None:  # where these do not run, neither do ours
+        return None
+    if values.is_cuda:
+        from pipeline.activations import reservoir_triton
+
+        return reservoir_triton
+    from pipeline.activations import reservoir_numba
+
+    return reservoir_numba
+
+
+def plain_keep(kept: Tensor, activations: Tensor, keys: Tensor, text: Tensor, starts: Tensor, first: int) -> None:
+    import torch
+
+    capacity, width = activations.shape[2:]
+    both = torch.cat([kept, keys.permute(2, 1, 0)], 2)
+    best = both.topk(capacity, largest=False).indices
+    tokens = ((keys & POSITION_MASK) - first).clamp_(0, len(starts) - 1).permute(2, 1, 0)  # of no candidate: any token
+    rows = (starts[tokens][..., None] + torch.arange(width, device=text.device)).clamp_(0, len(text) - 1)
+    neurons = torch.arange(len(kept), device=text.device)[:, None, None, None]
+    excerpts = torch.cat([activations, text[rows, neurons]], 2)
+    activations.copy_(excerpts.gather(2, best[..., None].expand(-1, -1, -1, width)))
+    kept.copy_(both.gather(2, best))
+
+
+def plain_keep_tokens(
+    kept: Tensor,
+    activations: Tensor,
+    values: Tensor,
+    of_tokens: Tensor,
+    of_neurons: Tensor,
+    bounds: Tensor,
+    by_activation: bool,
+    text: Tensor,
+    starts: Tensor,
+    first: int,
+) -> None:
+    """A bin's best among all tokens are found first."""
+    import torch
+
+    h = priorities(of_tokens, of_neurons)
+    order = order_keys(values.float(), h)
+    positions = torch.arange(len(values), device=values.device) + first
+    keys = keys_of(descending(values.float()) if by_activation else h, positions[:, None])
+    best = []
+    for low, end in itertools.pairwise(bounds):
+        inside = keys.masked_fill((order < low) | (order >= end), NONE)
+        best.append(inside.topk(min(kept.shape[2], len(values)), 0, largest=False).values)
+    plain_keep(kept, activations, torch.stack(best, 1), text, starts, first)

@@ -2,7 +2,8 @@
 
 A GPU runs Triton kernels, a CPU the same loops compiled by numba; both are bound by memory, where the operations of torch would
 read and write each number dozens of times. The plain forms here run on any other device and on a GPU on which Triton does not
-work, and say what the kernels compute.
+work, and say what the kernels compute. None of them makes the host wait: sizes follow from those of the arguments, and no result
+is looked at. Activations are float32 on a CPU; elsewhere they may be bfloat16 too, and are looked at as float32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.activations.priority import LARGEST, SMALLEST, priorities
-from pipeline.activations.quantiles import level_counts as plain_level_counts
-from pipeline.activations.quantiles import order_keys
+from pipeline.activations.quantiles import level_counts, order_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,38 +32,40 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each row and neuron, over all tokens of the row."""
+    """Of each neuron, over all tokens."""
 
-    sums: Tensor  # (rows, 4, neurons) float64: the mean, and the sums of (x - mean)^2, ^3 and ^4
-    maximum: Tensor  # (rows, neurons) float32
-    nonzero: Tensor  # (rows, neurons) int32: how many are
+    sums: Tensor  # (4, neurons) float64: the mean, and the sums of (x - mean)^2, ^3 and ^4
+    maximum: Tensor  # (neurons,) float32
+    nonzero: Tensor  # (neurons,) int32: how many are
 
 
 def extremes(values: Tensor, allowed: Tensor, of_tokens: Tensor, of_neurons: Tensor, bounds: Tensor) -> Extremes:
-    """Of float32 activations `values` (rows, n_ctx, neurons) at tokens that are `allowed` (rows, n_ctx) bool.
+    """Of activations `values` (rows, n_ctx, neurons) at tokens that are `allowed` (rows, n_ctx) bool.
 
     `of_tokens` (rows, n_ctx) and `of_neurons` (neurons,) int32 are what `priorities` makes hashes from; `bounds` (bins + 1,
     neurons) int32 the order keys between which the bins lie.
     """
     kernels = _kernels(values)
     if kernels is None:
-        return plain_extremes(values, allowed, of_tokens, of_neurons, bounds)
+        return plain_extremes(values.float(), allowed, of_tokens, of_neurons, bounds)
     return Extremes(*kernels.extremes(values.contiguous(), allowed, of_tokens, of_neurons, bounds.contiguous()))
 
 
 def statistics(values: Tensor) -> Statistics:
-    """Of float32 activations (rows, n_ctx, neurons)."""
+    """Of activations (rows, n_ctx, neurons)."""
     kernels = _kernels(values)
-    return plain_statistics(values) if kernels is None else Statistics(*kernels.statistics(values.contiguous()))
+    if kernels is None:
+        return plain_statistics(values.float())
+    return Statistics(*kernels.statistics(values.contiguous()))
 
 
-def level_counts(values: Tensor, signed: bool) -> Tensor:
-    """Histogram (neurons, levels) of activations (tokens, neurons): `quantiles.level_counts`."""
-    if values.device.type != "cpu":
-        return plain_level_counts(values, signed)
-    from pipeline.activations import scan_numba
-
-    return scan_numba.level_counts(values.contiguous(), signed)
+def count_levels(counts: Tensor, values: Tensor, signed: bool) -> None:
+    """Add the histogram of activations (tokens, neurons) to `counts` (neurons, levels) int32."""
+    kernels = _kernels(values)
+    if kernels is None:
+        counts += level_counts(values.float(), signed)
+    else:
+        kernels.count_levels(counts, values.contiguous(), signed)
 
 
 def _kernels(values: Tensor) -> ModuleType | None:
@@ -100,7 +102,8 @@ def plain_extremes(values: Tensor, allowed: Tensor, of_tokens: Tensor, of_neuron
 def plain_statistics(values: Tensor) -> Statistics:
     import torch
 
-    mean = values.double().mean(1)
-    d = values.double() - mean[:, None]
-    sums = torch.stack([mean, *((d**power).sum(1) for power in (2, 3, 4))], 1)
-    return Statistics(sums, values.amax(1), (values != 0).sum(1).int())
+    flat = values.flatten(0, 1)
+    mean = flat.double().mean(0)
+    d = flat.double() - mean
+    sums = torch.stack([mean, *((d**power).sum(0) for power in (2, 3, 4))])
+    return Statistics(sums, flat.amax(0), (flat != 0).sum(0).int())

@@ -1,10 +1,12 @@
 """The kernels of `scan.py` for a CPU, compiled by numba when they are first called.
 
 Loops over neurons are the innermost, so that the compiler works on as many neurons at once as a register holds. A neuron's sums
-are added up token by token in float64, however many that are.
+are added up token by token in float64, a row at a time: its second reading then finds the row in the processor's cache.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from pipeline.activations import priority, quantiles
+from pipeline.activations.moments import Moments
 
 NEURONS_AT_ONCE = 512  # whose running results a core's first cache holds
 LARGEST, SMALLEST = np.int32(priority.LARGEST), np.int32(priority.SMALLEST)
@@ -36,18 +39,34 @@ def extremes(
 
 
 def statistics(values: Tensor) -> tuple[Tensor, ...]:
-    n_rows, _, n_neurons = values.shape
+    n_rows, n_ctx, n_neurons = values.shape
     sums = np.zeros((n_rows, 4, n_neurons))
-    maximum = np.full((n_rows, n_neurons), -np.inf, np.float32)
-    nonzero = np.zeros((n_rows, n_neurons), np.int32)
+    maximum = np.full(n_neurons, -np.inf, np.float32)
+    nonzero = np.zeros(n_neurons, np.int32)
     _statistics(values.numpy(), sums, maximum, nonzero)
-    return tuple(map(torch.from_numpy, (sums, maximum, nonzero)))
+    with np.errstate(invalid="ignore"):  # what is not finite stays so, and the collector tells it
+        of_all = reduce(Moments.merged, (Moments(n_ctx, of_row) for of_row in sums)).sums
+    return tuple(map(torch.from_numpy, (of_all, maximum, nonzero)))
 
 
-def level_counts(values: Tensor, signed: bool) -> Tensor:
-    counts = np.zeros((values.shape[1], quantiles.n_levels(signed)), np.int32)
-    _level_counts(values.numpy().view(np.int32), N_POSITIVE if signed else np.int32(0), counts)
-    return torch.from_numpy(counts)
+def count_levels(counts: Tensor, values: Tensor, signed: bool) -> None:
+    _count_levels(values.float().numpy().view(np.int32), N_POSITIVE if signed else np.int32(0), counts.numpy())
+
+
+@njit
+def hash_of(of_token, of_neuron):
+    """As in `priority.priorities`, but uint32."""
+    u = np.uint32(of_token ^ of_neuron)
+    u = np.uint32(np.uint32(u ^ (u >> SIXTEEN)) * FIRST_FACTOR)
+    return np.uint32(np.uint32(u ^ (u >> THIRTEEN)) * SECOND_FACTOR)
+
+
+@njit
+def order_of(value, bits, u):
+    """As in `quantiles.order_keys`, from an activation, its bits and its hash."""
+    of_zero = np.int32(np.uint32(np.uint32(u * ZERO_FACTOR) >> TEN) & ZERO_MASK)
+    ordered = np.int32(bits ^ ((bits >> THIRTY_ONE) & LARGEST)) >> ONE
+    return of_zero if value == ZERO else np.int32(ordered)
 
 
 @njit
@@ -63,14 +82,9 @@ def _extremes(values, bits, allowed, of_tokens, of_neurons, bounds, highest, tok
                     continue
                 v, b, of_token, this = values[row, t, some], bits[row, t, some], of_tokens[row, t], np.int32(t)
                 for j in range(len(v)):
-                    u = np.uint32(of_token ^ neurons[j])  # as in priority.priorities
-                    u = np.uint32(np.uint32(u ^ (u >> SIXTEEN)) * FIRST_FACTOR)
-                    u = np.uint32(np.uint32(u ^ (u >> THIRTEEN)) * SECOND_FACTOR)
-                    h = np.int32(u)
-                    of_zero = np.int32(np.uint32(np.uint32(u * ZERO_FACTOR) >> TEN) & ZERO_MASK)  # quantiles.order_keys
-                    ordered = np.int32(b[j] ^ ((b[j] >> THIRTY_ONE) & LARGEST)) >> ONE
-                    hashes[j], orders[j] = h, of_zero if v[j] == ZERO else np.int32(ordered)
-                    large[j] = max(large[j], h)
+                    u = hash_of(of_token, neurons[j])
+                    hashes[j], orders[j] = np.int32(u), order_of(v[j], b[j], u)
+                    large[j] = max(large[j], hashes[j])
                     higher = v[j] > high[j]
                     high[j], where[j] = v[j] if higher else high[j], this if higher else where[j]
                 for i in range(least.shape[1]):
@@ -87,7 +101,7 @@ def _statistics(values, sums, maximum, nonzero):
         for first in range(0, n_neurons, NEURONS_AT_ONCE):
             some = slice(first, min(first + NEURONS_AT_ONCE, n_neurons))
             mean, second, third, fourth = sums[row, 0, some], sums[row, 1, some], sums[row, 2, some], sums[row, 3, some]
-            high, count = maximum[row, some], nonzero[row, some]
+            high, count = maximum[some], nonzero[some]
             for t in range(n_ctx):
                 v = values[row, t, some]
                 for j in range(len(v)):
@@ -106,7 +120,7 @@ def _statistics(values, sums, maximum, nonzero):
 
 
 @njit
-def _level_counts(bits, zero, counts):
+def _count_levels(bits, zero, counts):
     n_tokens, n_neurons = bits.shape
     levels = np.empty(NEURONS_AT_ONCE, np.int32)
     sign_mask = np.int32(-1 if zero else 0)

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.activations.corpus import Corpus, Span
-from pipeline.activations.reservoir import EMPTY, POSITION_MASK, merge
+from pipeline.activations.keys import EMPTY, POSITION_MASK
+from pipeline.activations.reservoir import merge
 from pipeline.activations.sites import Site
 from pipeline.activations.wanted import Wanted
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURONS_A_ROW_GROUP

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts.activation_stream import forward_to
+from pipeline.artifacts.activation_stream import forward_through, forward_to
 from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig
@@ -47,24 +48,28 @@ class Reader:
 
     def __init__(self, model: LanguageModel, sites: Sequence[Site], precision: str, device: torch.device) -> None:
         self.model, self.sites, self.device = model.to(device), tuple(sites), device
+        self.by_layer = sorted(sites, key=lambda site: site.layer)  # the order in which they are read
         self.half = precision == "bf16"
         for site in sites:
             if site.sae is not None:
                 site.sae.to(device)
 
     def read(self, ids: Tensor) -> Iterator[tuple[Site, Tensor]]:
-        """Each site's activations (rows, n_ctx, neurons), float32, of token ids (rows, n_ctx), from one forward pass."""
+        """Each site's activations (rows, n_ctx, neurons), in the precision of the pass, of token ids (rows, n_ctx).
+
+        They come layer by layer, while one forward pass goes on.
+        """
         import torch
 
-        points = list(dict.fromkeys(site.point for site in self.sites))
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            values = forward_to(self.model, ids.to(self.device), points)
-            for site in self.sites:
-                value = values[site.point].float()
-                yield (
-                    site,
-                    value if site.sae is None else site.sae.encode(value.flatten(0, 1)).unflatten(0, ids.shape).float(),
-                )
+        points = list(dict.fromkeys(site.point for site in self.by_layer))
+        half = torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
+        with torch.no_grad(), half:
+            for point, value in forward_through(self.model, ids.to(self.device), points):
+                for site in self.by_layer:
+                    if site.point == point and site.sae is None:
+                        yield site, value
+                    elif site.point == point and site.sae is not None:
+                        yield site, site.sae.encode(value.float().flatten(0, 1)).unflatten(0, ids.shape)
 
 
 def open_reader(

@@ -34,6 +34,11 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 def forward_to(model: LanguageModel, ids: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
     """The values at taps within blocks, (batch, t, width) each, from a forward pass that stops after the last of their layers."""
+    return dict(forward_through(model, ids, points))
+
+
+def forward_through(model: LanguageModel, ids: Tensor, points: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """`forward_to` layer by layer: each tap as soon as its block is done, so that no more than one block's values are held."""
     import torch
 
     from crate_model import taps
@@ -43,7 +48,8 @@ def forward_to(model: LanguageModel, ids: Tensor, points: Sequence[str]) -> dict
         x = model.embed(ids, torch.arange(ids.shape[1], device=ids.device)[None])
         for block in model.blocks[: last + 1]:
             x = block(x)
-    return values
+            for point in list(values):
+                yield point, values.pop(point)
 
 
 @dataclass(frozen=True)

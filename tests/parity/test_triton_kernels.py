@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from crate_model.ops import cross_entropy_triton, ista_triton, launch_triton
-from pipeline.activations import scan_triton
+from pipeline.activations import reservoir_triton, scan_triton
 
 def build(kernel, signature, constants, capability, **options):
     aligned = {(index,): [["tt.divisibility", 16]] for index, kind in enumerate(signature.values()) if kind != "fp32"}
@@ -33,9 +33,13 @@ tiles = dict(tile_m=ista_triton.TILE_M, tile_n=ista_triton.TILE_N, tile_k=ista_t
 pointers = dict.fromkeys(("a_ptr", "b_ptr", "start_ptr", "code_ptr", "out_ptr"), "*bf16")
 products = pointers | dict(m="i32", n="i32", k="i32", scale="fp32", threshold="fp32")
 found = dict(highest_ptr="*fp32", token_ptr="*i32", largest_ptr="*i32", least_ptr="*i32")
-looked_at = dict(values_ptr="*fp32", allowed_ptr="*i8", of_tokens_ptr="*i32", of_neurons_ptr="*i32", bounds_ptr="*i32")
+looked_at = dict(allowed_ptr="*i8", of_tokens_ptr="*i32", of_neurons_ptr="*i32", bounds_ptr="*i32")
 sizes = dict(n_ctx="i32", n_neurons="i32")
-summed = dict(values_ptr="*fp32", sums_ptr="*fp64", maximum_ptr="*fp32", nonzero_ptr="*i32")
+summed = dict(sums_ptr="*fp64", maximum_ptr="*fp32", nonzero_ptr="*i32")
+held = dict(kept_ptr="*i64", activations_ptr="*fp32")
+excerpts = dict(starts_ptr="*i64", first="i64") | dict.fromkeys(("n_neurons", "n_bins", "capacity", "width"), "i32")
+tokens = dict(of_tokens_ptr="*i32", of_neurons_ptr="*i32", bounds_ptr="*i32", n_tokens="i32")
+counted = dict(counts_ptr="*i32", n_tokens="i32", n_neurons="i32", n_levels="i32")
 rows = dict(logits_ptr="*bf16", targets_ptr="*i64", losses_ptr="*fp32", n_words="i32")
 for capability in (80, 90):
     for flags in (dict(has_start=False, masks=False), dict(has_start=True, masks=True)):
@@ -44,12 +48,24 @@ for capability in (80, 90):
     build(cross_entropy_triton.kernel, rows, dict(block=cross_entropy_triton.BLOCK), capability,
           num_warps=cross_entropy_triton.WARPS)
     build(launch_triton.kernel, dict(from_ptr="*fp32", to_ptr="*fp32"), dict(n=launch_triton.N), capability)
-    for n_bins in (8, 16):
-        build(scan_triton.extremes_kernel, looked_at | found | sizes | dict(n_bins="i32"),
-              dict(tile_tokens=scan_triton.TOKENS_OF_BINS, tile_bins=n_bins, tile_neurons=scan_triton.NEURONS),
-              capability, num_warps=scan_triton.WARPS)
-    build(scan_triton.statistics_kernel, summed | sizes,
-          dict(tile_tokens=scan_triton.TOKENS, tile_neurons=scan_triton.NEURONS), capability, num_warps=scan_triton.WARPS)
+    tile = dict(tile_tokens=scan_triton.TOKENS, tile_neurons=scan_triton.NEURONS)
+    for values in (dict(values_ptr="*fp32"), dict(values_ptr="*bf16")):
+        for n_bins in (8, 16):
+            build(scan_triton.extremes_kernel, values | looked_at | found | sizes | dict(n_bins="i32"),
+                  tile | dict(tile_tokens=scan_triton.TOKENS_OF_BINS, tile_bins=n_bins), capability,
+                  num_warps=scan_triton.WARPS)
+        build(scan_triton.statistics_kernel, values | summed | sizes, tile, capability, num_warps=scan_triton.WARPS)
+        for signed in (False, True):
+            build(scan_triton.levels_kernel, values | counted, tile | dict(signed=signed), capability,
+                  num_warps=scan_triton.WARPS)
+        for kept, width in ((64, 64), (128, 64), (64, 8)):
+            tiles_of_kept = dict(tile_neurons=reservoir_triton.NEURONS, tile_kept=kept, tile_width=width)
+            into = held | dict(text_ptr=values["values_ptr"]) | excerpts
+            build(reservoir_triton.keep_kernel, into | dict(keys_ptr="*i64", n_offered="i32"), tiles_of_kept,
+                  capability, num_warps=reservoir_triton.WARPS)
+            build(reservoir_triton.keep_tokens_kernel, into | values | tokens,
+                  tiles_of_kept | dict(tile_tokens=reservoir_triton.TOKENS, by_activation=kept == 64), capability,
+                  num_warps=reservoir_triton.WARPS)
 """
 PERSISTENT = """
 import subprocess, tempfile
@@ -97,8 +113,9 @@ def test_forward_and_backward_under_the_interpreter() -> None:
 def test_compiles_for_sm80_and_sm90() -> None:
     """To machine code, within the shared memory of an A100 and an H100, the products on tensor cores."""
     built = [line.split() for line in run("-c", COMPILE).splitlines()]
-    assert [capability for capability, _, _ in built] == ["80"] * 7 + ["90"] * 7
-    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * 5] * 2
+    of_scan = 2 * (2 + 1 + 2 + 2 * 3)  # by precision: bins, moments, levels, those that are kept
+    assert [capability for capability, _, _ in built] == ["80"] * (4 + of_scan) + ["90"] * (4 + of_scan)
+    assert [on_tensor_cores for _, _, on_tensor_cores in built] == ["True", "True", *["False"] * (2 + of_scan)] * 2
 
 
 def test_the_persistent_kernel_compiles_for_hopper() -> None:

@@ -126,5 +126,5 @@ def all_activations(inputs: dict[str, Artifact], asked: Settings, store: Store) 
     parts: dict[str, list[np.ndarray]] = {}
     for batch in range(extractor.corpus.n_batches):
         for site, values in extractor.reader.read(torch.from_numpy(extractor.corpus.ids(batch))):
-            parts.setdefault(site.name, []).append(values.flatten(0, 1).numpy())
+            parts.setdefault(site.name, []).append(values.flatten(0, 1).float().numpy())
     return {name: np.concatenate(of_site) for name, of_site in parts.items()}

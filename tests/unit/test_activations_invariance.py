@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crate_model.ops import precision
+from pipeline.activations import extract, side_by_side
 from pipeline.activations import job as jobs
+from pipeline.activations.keys import EMPTY, NONE
 from pipeline.activations.moments import Moments, MomentsTree
 from pipeline.activations.priority import name_hashes, positions_of, priorities, token_hashes
-from pipeline.activations.reservoir import EMPTY, NONE, Reservoir
+from pipeline.activations.reservoir import Excerpts, Reservoir
 from pipeline.activations.scan import statistics
+from pipeline.activations.side_by_side import Group
+from pipeline.activations.sites import Site
 from pipeline.artifacts.manifest import sha256_of
 from pipeline.artifacts.records import Records
 from pipeline.artifacts.store import Store
@@ -32,6 +38,38 @@ def test_records_are_the_same_bytes_for_1_2_and_5_workers_in_any_order(protocol,
         artifact = cases.extract(store, asked, inputs, workers, order, fingerprint=str(workers) * 32)
         made.append([sha256_of(artifact.file(name)) for name in ("neurons.parquet", "excerpts.parquet")])
     assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "paper"])
+def test_records_are_the_same_bytes_however_layers_lie_side_by_side(protocol, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    asked = cases.settings(protocol=protocol, tokens=2400, tokens_short=1000, top=5, random=5)
+    inputs = {"tokens": cases.tokens_artifact(store, 2500), "pretrain": cases.model_artifact(store, n_layer=3)}
+    made = []
+    for size in (1, 2, 3):
+        monkeypatch.setattr(extract, "groups_of", partial(groups_of_size, size))
+        artifact = cases.extract(store, asked, inputs, fingerprint=str(size) * 32)
+        made.append([sha256_of(artifact.file(name)) for name in ("neurons.parquet", "excerpts.parquet")])
+    assert made[0] == made[1] == made[2]
+
+
+def groups_of_size(size: int, sites: list[Site], *_: object) -> list[Group]:
+    return [Group(tuple(sites[first : first + size])) for first in range(0, len(sites), size)]
+
+
+def test_sites_lie_side_by_side_on_a_gpu_as_far_as_there_is_room(monkeypatch):
+    sites = [Site(f"code-l{layer}", layer, f"blocks.{layer}.code", 3072, False) for layer in range(12)]
+    monkeypatch.setattr(precision, "why_no_triton", lambda: "")
+
+    def sizes(tokens: int, device: str) -> list[int]:
+        return [len(group.sites) for group in side_by_side.groups_of(sites, tokens, torch.device(device))]
+
+    assert sizes(32 * 1024, "cuda") == [12] and sizes(64 * 1024, "cuda") == [6, 6]
+    assert sizes(2**24, "cuda") == sizes(1, "cpu") == [1] * 12
+    parts = [(site.name, part) for site, part in Group(tuple(sites[:2])).parts()]
+    assert parts == [("code-l0", slice(0, 3072)), ("code-l1", slice(3072, 6144))]
+    monkeypatch.setattr(precision, "why_no_triton", lambda: "no compiler")
+    assert sizes(1, "cuda") == [1] * 12
 
 
 def test_corrected_excerpts_stay_in_document_and_row_and_share_no_row(tmp_path):
@@ -58,17 +96,19 @@ def test_a_reservoir_keeps_the_smallest_keys_however_they_come(data):
     there = np.array(data.draw(st.lists(st.booleans(), min_size=keys.size, max_size=keys.size))).reshape(keys.shape)
     offered = torch.from_numpy(np.where(there, keys, NONE))
     reservoir = Reservoir(n_neurons, n_bins, capacity, width=2)
-    for part in offered.split(data.draw(st.sampled_from([1, 3, 5, 12])), dim=2):
-        reservoir.offer(part, lambda _n, _w, positions: positions[:, None].expand(-1, 2).float())
+    text = torch.arange(1001.0)[:, None].expand(-1, n_neurons).contiguous()  # whose activations are their positions
+    for part in offered.permute(2, 1, 0).split(data.draw(st.sampled_from([1, 3, 5, 12]))):
+        reservoir.offer(part, Excerpts(text, torch.arange(1000), 0))
     for neuron, bin_ in itertools.product(range(n_neurons), range(n_bins)):
         best = np.sort(keys[neuron, bin_][there[neuron, bin_]])[:capacity]
         kept = reservoir.keys[neuron, bin_]
         np.testing.assert_array_equal(np.sort(kept[kept < EMPTY].numpy()), best)
-        np.testing.assert_array_equal(reservoir.activations[neuron, bin_, kept < EMPTY, 1].numpy(), kept[kept < EMPTY])
+        excerpts = reservoir.activations[neuron, bin_, kept < EMPTY].numpy()
+        np.testing.assert_array_equal(excerpts, kept[kept < EMPTY][:, None] + np.arange(2))
 
 
 def of_values(values: torch.Tensor) -> Moments:
-    return Moments(len(values), statistics(values[None]).sums[0].numpy())
+    return Moments(len(values), statistics(values[None]).sums.numpy())
 
 
 @given(st.permutations(range(11)), st.integers(1, 4))

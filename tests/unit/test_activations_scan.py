@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.activations import quantiles, scan, scan_numba
-from tests.unit.scan_cases import OPENAI, SHAPES, TWELFTHS, activations, same_as_plain
+from pipeline.activations import quantiles, reservoir_numba, scan, scan_numba
+from tests.unit.scan_cases import (
+    KEPT,
+    OPENAI,
+    SHAPES,
+    TWELFTHS,
+    activations,
+    same_as_plain,
+    same_kept_as_plain,
+    same_levels_as_plain,
+    same_tokens_kept_as_plain,
+)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -18,10 +28,20 @@ def test_kernels_on_a_cpu(shape, shares, signed):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_levels_are_counted_alike(signed):
-    values = activations((3, 400, 70), signed).flatten(0, 1)
-    counts = scan.level_counts(values, signed)
-    assert torch.equal(counts.long(), quantiles.level_counts(values, signed))
-    assert counts.sum(1).tolist() == [1200] * 70
+    same_levels_as_plain(scan_numba, signed)
+    assert (quantiles.level_counts(activations((3, 400, 70), signed).flatten(0, 1), signed).sum(1) == 1200).all()
+
+
+@pytest.mark.parametrize(("capacity", "n_bins", "width"), KEPT)
+def test_the_same_candidates_are_kept(capacity, n_bins, width):
+    same_kept_as_plain(reservoir_numba, capacity, n_bins, width, torch.float32)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("by_activation", [False, True])
+@pytest.mark.parametrize("capacity", [5, 8])
+def test_the_same_tokens_are_kept(capacity, by_activation, signed):
+    same_tokens_kept_as_plain(reservoir_numba, capacity, by_activation, signed, torch.float32)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -29,7 +49,7 @@ def test_what_is_not_finite_shows_in_the_mean(bad):
     values = activations((2, 50, 20), signed=False)
     values[1, 31, 4] = bad
     for found in (scan.statistics(values), scan.plain_statistics(values)):
-        assert (~found.sums[:, 0].isfinite()).nonzero().tolist() == [[1, 4]]
+        assert (~found.sums[0].isfinite()).nonzero().tolist() == [[4]]
 
 
 def test_the_parts_of_a_tensor_may_lie_apart():
