@@ -169,4 +169,10 @@ def test_shards_cover_every_batch_once(tmp_path, monkeypatch):
         assert [batch for shard in job.shards for batch in shard] == list(range(job.corpus().n_batches))
         assert len(job.shards) >= min(workers, job.corpus().n_batches) and all(len(shard) for shard in job.shards)
         on_gpus = jobs.plan_job(cases.settings(), inputs, cases.context(store, workers), on_gpu=True)
-        assert len(on_gpus.shards) == 6 and on_gpus.n_workers == min(workers, 6)  # 3,000 tokens by 512
+        assert len(on_gpus.shards) == on_gpus.n_workers == min(workers, 6)  # 3,000 tokens by 512
+
+
+def test_a_gpu_has_more_shards_than_readers_only_where_one_is_much_to_lose():
+    assert [jobs.shards_of(8_192_000, workers, on_gpu=True) for workers in (1, 4, 64)] == [1, 4, 8]
+    assert [jobs.shards_of(10**8, workers, on_gpu=True) for workers in (1, 4, 64)] == [6, 6, 16]
+    assert [jobs.shards_of(10**9, workers, on_gpu=True) for workers in (1, 4, 64)] == [16, 16, 16]
