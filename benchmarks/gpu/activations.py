@@ -1,4 +1,7 @@
-"""Reading all neurons, without Ray: tokens a second beside those of a forward pass, and where the host waits for the card."""
+"""Reading all neurons, without Ray: tokens a second beside those of a forward pass, and where the host waits for the card.
+
+By 32 rows, as configs/pile.yaml reads them, and by 8, the default.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,17 @@ from pipeline.stage import Context
 from pipeline.tracking import TrackerSpec
 
 CASES = (  # size, precision, rows a forward pass
-    ("B", "bf16", 8),
-    ("3L", "bf16", 8),
     ("B", "bf16", 32),
-    ("B", "fp32", 8),
-    ("3L", "fp32", 8),
+    ("3L", "bf16", 32),
+    ("B", "fp32", 32),
+    ("3L", "fp32", 32),
+    ("B", "bf16", 8),
 )
 
 
 def run(evidence: Evidence) -> None:
     for size, precision, n_rows in evidence.pick(CASES, CASES[:2]):
+        n_rows = evidence.pick(n_rows, 8)
         evidence.attempt(f"{size} {precision} {n_rows}", extraction, size, precision, n_rows, needs=8)
     for size in evidence.pick(("B", "3L"), ("B",)):
         evidence.attempt(f"waits of {size}", waits, size, needs=6)
@@ -121,7 +125,7 @@ def reading_rate(extractor: Extractor) -> tuple[float, float]:
 
 def waits(evidence: Evidence, size: str) -> None:
     """The places at which the host waits for the card in a few batches, as torch's own debug mode tells, and their kernels."""
-    job = job_of(evidence, size, "bf16", 8, evidence.pick(131_072, 2048))
+    job = job_of(evidence, size, "bf16", evidence.pick(32, 8), evidence.pick(262_144, 2048))
     extractor = Extractor(job)
     extractor.read_shard(0)  # the quantiles are measured, everything was used once
     few = job.shards[0][:4]

@@ -107,12 +107,12 @@ def one_layer_step(rows: list[Row]) -> float:
 
 
 def extraction(size: str) -> Value:
-    """The lower of both precisions, at the product's own number of rows."""
+    """The lower of both precisions, at the larger number of rows a forward pass."""
 
     def value(rows: list[Row]) -> float:
-        return min(
-            of_row["read_over_forward"] for of_row in found(rows, "activations", "extraction", size=size, rows=8)
-        )
+        read = found(rows, "activations", "extraction", size=size)
+        most = max(of_row["rows"] for of_row in read)
+        return min(of_row["read_over_forward"] for of_row in read if of_row["rows"] == most)
 
     return value
 
