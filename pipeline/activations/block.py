@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipeline.activations.corpus import Corpus
 from pipeline.activations.priority import token_hashes
-from pipeline.activations.transfer import to_device
+from pipeline.transfer import to_device
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +34,7 @@ class Batch:
             allowed[span.width] = to_device(fits.reshape(shape), device)
             starts[span.width] = to_device((begins - positions[0]).reshape(shape), device)
         of_tokens = to_device(token_hashes(seed, positions).reshape(shape), device)
-        ids = to_device(np.ascontiguousarray(corpus.ids(number)), device)
+        ids = to_device(corpus.ids(number), device)
         return cls(number, int(positions[0]), ids, of_tokens, allowed, starts)
 
 

@@ -17,9 +17,9 @@ from pipeline.activations.moments import Moments, MomentsTree
 from pipeline.activations.row_candidates import RowCandidates
 from pipeline.activations.scan import statistics
 from pipeline.activations.side_by_side import Group
-from pipeline.activations.transfer import Arriving, to_device
 from pipeline.activations.wanted import Wanted
 from pipeline.errors import ArtifactError
+from pipeline.transfer import Arriving, to_device
 
 if TYPE_CHECKING:
     from torch import Tensor

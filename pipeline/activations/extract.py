@@ -22,7 +22,7 @@ from pipeline.activations.quantiles import edge_keys, n_levels
 from pipeline.activations.scan import count_levels
 from pipeline.activations.side_by_side import Group, groups_of, read_blocks
 from pipeline.activations.sites import Reader, open_reader
-from pipeline.activations.transfer import to_device
+from pipeline.transfer import to_device
 
 if TYPE_CHECKING:
     import torch

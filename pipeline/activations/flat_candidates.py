@@ -17,8 +17,8 @@ from pipeline.activations.priority import BITS
 from pipeline.activations.quantiles import bin_bounds
 from pipeline.activations.reservoir import Excerpts, Reservoir, Tokens
 from pipeline.activations.side_by_side import Group
-from pipeline.activations.transfer import to_device
 from pipeline.activations.wanted import Wanted
+from pipeline.transfer import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class FlatCandidates:
         self._of_neurons = of_neurons
         # Drawn with replacement: the r-th draw of a neuron is a position by hash.
         draws = group.hashes(wanted.seed, f"/{span.width}/draws", wanted.random).astype(np.int64) & BITS
-        self._draws = to_device(np.ascontiguousarray((draws * n_tokens >> 32).T), device)  # (draws, neurons)
+        self._draws = to_device((draws * n_tokens >> 32).T, device)  # (draws, neurons)
 
     def reservoirs(self) -> dict[str, Reservoir]:
         return {"top": self.top, "random": self.random, "quantile": self.quantile}

@@ -15,21 +15,13 @@ import numpy as np
 
 from pipeline.artifacts.order import window_ids
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.transfer import to_device
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from crate_model.model import LanguageModel
-
-
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on `device`. To a GPU it is sent from pinned memory, without waiting: a copy from other memory ends only when
-    all work queued before it is done, and the GPU would then idle while the host queues more."""
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def forward_to(model: LanguageModel, ids: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
@@ -91,7 +83,7 @@ class ActivationStream:
             yield parts[0] if len(parts) == 1 else {p: torch.cat([part[p] for part in parts]) for p in self.points}
 
     def _order(self, filling: int, n: int) -> Tensor:
-        return on_device(np.random.default_rng((self.seed, filling)).permutation(n), self.device)
+        return to_device(np.random.default_rng((self.seed, filling)).permutation(n), self.device)
 
     def _fill(self, filling: int, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
         """Overwrite `buffers` (made when empty) with the activations of the windows of this filling."""
@@ -101,7 +93,7 @@ class ActivationStream:
         windows = window_ids(self.seed, filling, self.buffer_windows, self.split.n_windows(n_ctx))
         for first in range(0, len(windows), self.batch_rows):
             ids = self.split.windows(windows[first : first + self.batch_rows], n_ctx)[:, :-1]
-            values = forward_to(self.model, on_device(ids, self.device), self.points)
+            values = forward_to(self.model, to_device(ids, self.device), self.points)
             for point, value in values.items():
                 rows = value.flatten(0, 1)
                 if point not in buffers:

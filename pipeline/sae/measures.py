@@ -19,9 +19,10 @@ from torch import Tensor
 from crate_model import taps
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder, spliced
-from pipeline.artifacts.activation_stream import forward_to, on_device
+from pipeline.artifacts.activation_stream import forward_to
 from pipeline.artifacts.saes import Site
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.transfer import to_device
 
 RARE_FREQUENCY = 1e-5  # the released code's "rare" line
 HEAD_TOKENS = 256  # rows of logits held at a time
@@ -40,7 +41,7 @@ class Held:
         n_windows = min(self.split.n_windows(n_ctx), max(1, n_tokens // n_ctx))
         for first in range(0, n_windows, self.batch_rows):
             rows = np.arange(first, min(first + self.batch_rows, n_windows))
-            yield on_device(self.split.windows(rows, n_ctx), self.device)
+            yield to_device(self.split.windows(rows, n_ctx), self.device)
 
 
 class TapStatistics:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from crate_model.sae import SparseAutoencoder, spliced
-from pipeline.artifacts.activation_stream import ActivationStream, on_device
+from pipeline.artifacts.activation_stream import ActivationStream
 from pipeline.artifacts.order import window_ids
 from pipeline.config import SAEConfigSection
 from pipeline.sae.training import SAETrainer, seed_of
+from pipeline.transfer import to_device
 
 RARE, RARE_LATE, LATE_STEP = 1e-6, 1e-7, 25_000  # firing frequency below which a feature is dead, and from this step on
 ENCODER_SHARE = 0.2  # of the mean norm of the alive features' encoder columns
@@ -73,7 +74,7 @@ def badly_reconstructed(trainer: SAETrainer, stream: ActivationStream, wanted: i
     found: list[Tensor] = []
     for batch in range(-(-trainer.settings.resample_rows // n_rows)):
         rows = window_ids(seed, batch, n_rows, stream.split.n_windows(n_ctx))
-        ids = on_device(stream.split.windows(rows, n_ctx), stream.device)
+        ids = to_device(stream.split.windows(rows, n_ctx), stream.device)
         found.append(_one_a_window(trainer.sae, model, point, ids, generator))
         if sum(map(len, found)) >= wanted:
             break

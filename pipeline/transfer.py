@@ -19,7 +19,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """`array` on the device: at once on a CPU, in its turn on a GPU."""
     import torch
 
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
         return tensor
     # A GPU copies from pinned memory by itself. Torch keeps that memory until the copy is done, and then uses it again.
