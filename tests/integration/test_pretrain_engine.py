@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
+from compiled import needs_compiler, without_shape_checks  # noqa: F401  a fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_world import MODEL, N_CTX, RECIPE, RUNTIME, make_tokens
 
@@ -28,25 +27,11 @@ from pipeline.pretrain.engine import Engine
 from pipeline.pretrain.loop import Run, train
 from pipeline.pretrain.resume import Counters
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None or " " in torch.__file__,
-    reason="torch.compile on a CPU needs g++, and hands it paths with spaces unquoted",
-)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def alone() -> Iterator[None]:
     with process_group(300):
         yield
-
-
-@pytest.fixture(autouse=True)
-def without_shape_checks() -> Iterator[None]:
-    """The compiler cannot look into the checks that tests/shape_checks.py puts around every function."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,18 @@
 """torch.compile takes the whole model, loss and gradients included, as one graph, and gives the same numbers."""
 
-import shutil
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
+from compiled import needs_compiler, without_shape_checks  # noqa: F401  a fixture
 from torch.overrides import TorchFunctionMode
 
 from crate_model import taps
 from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
 from crate_model.ops import cross_entropy, ista, precision
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None or " " in torch.__file__,
-    reason="torch.compile on a CPU needs g++, and hands it paths with spaces unquoted",
-)
-
-
-@pytest.fixture(autouse=True)
-def without_shape_checks() -> Iterator[None]:
-    """The compiler cannot look into the checks that tests/shape_checks.py puts around every function."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(
