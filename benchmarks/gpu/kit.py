@@ -20,9 +20,10 @@ TORCH_CUDA_ARCH_LIST says for which GPUs: 9.0, H100 and H200, unless it is set. 
 
 On the GPU machine, in the checkout's root:
 
-    python3 -m pip install --no-index --no-deps --target /tmp/site .gpu/*/*.whl && export PYTHONPATH=/tmp/site
-    mkdir -p /tmp/store && tar xzf .gpu/tokens/store.tgz -C /tmp/store
-    python3 -m pipeline.pretrain --config configs/quickstart.yaml --cell crate-1l --set runtime.store=/tmp/store
+    python3 -m pip install --no-index --no-deps --target .gpu/site .gpu/*/*.whl && export PYTHONPATH=$PWD/.gpu/site
+    mkdir -p .gpu/store && tar xzf .gpu/tokens/store.tgz -C .gpu/store
+    python3 benchmarks/gpu_evidence.py --store .gpu/store --out .gpu/out
+    python3 -m pipeline.pretrain --config configs/quickstart.yaml --cell crate-1l --set runtime.store=.gpu/store
 """
 
 from __future__ import annotations
