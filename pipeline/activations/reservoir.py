@@ -8,7 +8,7 @@ nothing makes the host wait.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -57,17 +57,15 @@ class Reservoir:
         """Candidates that are not kept already, by their keys (m, bins, neurons): NONE where there is none."""
         kernels = _kernels(excerpts.text)
         form = plain_keep if kernels is None else kernels.keep
-        form(self.keys, self.activations, keys.contiguous(), *vars(excerpts).values())
+        form(self.keys, self.activations, keys.contiguous(), excerpts)
 
     def offer_tokens(self, tokens: Tokens, bounds: Tensor, by_activation: bool, excerpts: Excerpts) -> None:
         """All tokens: each for the bin between whose `bounds` (bins + 1, neurons) its order key lies, if for any. The highest
         activations or else the smallest hashes are the best."""
         kernels = _kernels(excerpts.text)
         form = plain_keep_tokens if kernels is None else kernels.keep_tokens
-        form(
-            self.keys, self.activations, tokens.values.contiguous(), tokens.of_tokens, tokens.of_neurons,
-            bounds, by_activation, *vars(excerpts).values(),
-        )  # fmt: skip
+        in_one_piece = replace(tokens, values=tokens.values.contiguous())
+        form(self.keys, self.activations, in_one_piece, bounds, by_activation, excerpts)
 
 
 def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,41 +88,35 @@ def _kernels(values: Tensor) -> ModuleType | None:
     return reservoir_numba
 
 
-def plain_keep(kept: Tensor, activations: Tensor, keys: Tensor, text: Tensor, starts: Tensor, first: int) -> None:
+def plain_keep(kept: Tensor, activations: Tensor, keys: Tensor, excerpts: Excerpts) -> None:
     import torch
 
     capacity, width = activations.shape[2:]
+    text, starts = excerpts.text, excerpts.starts
     both = torch.cat([kept, keys.permute(2, 1, 0)], 2)
     best = both.topk(capacity, largest=False).indices
-    tokens = ((keys & POSITION_MASK) - first).clamp_(0, len(starts) - 1).permute(2, 1, 0)  # of no candidate: any token
+    tokens = (
+        ((keys & POSITION_MASK) - excerpts.first).clamp_(0, len(starts) - 1).permute(2, 1, 0)
+    )  # of no candidate: any token
     rows = (starts[tokens][..., None] + torch.arange(width, device=text.device)).clamp_(0, len(text) - 1)
     neurons = torch.arange(len(kept), device=text.device)[:, None, None, None]
-    excerpts = torch.cat([activations, text[rows, neurons]], 2)
-    activations.copy_(excerpts.gather(2, best[..., None].expand(-1, -1, -1, width)))
+    offered = torch.cat([activations, text[rows, neurons]], 2)
+    activations.copy_(offered.gather(2, best[..., None].expand(-1, -1, -1, width)))
     kept.copy_(both.gather(2, best))
 
 
 def plain_keep_tokens(
-    kept: Tensor,
-    activations: Tensor,
-    values: Tensor,
-    of_tokens: Tensor,
-    of_neurons: Tensor,
-    bounds: Tensor,
-    by_activation: bool,
-    text: Tensor,
-    starts: Tensor,
-    first: int,
+    kept: Tensor, activations: Tensor, tokens: Tokens, bounds: Tensor, by_activation: bool, excerpts: Excerpts
 ) -> None:
     """A bin's best among all tokens are found first."""
     import torch
 
-    h = priorities(of_tokens, of_neurons)
-    order = order_keys(values.float(), h)
-    positions = torch.arange(len(values), device=values.device) + first
-    keys = keys_of(descending(values.float()) if by_activation else h, positions[:, None])
+    values, h = tokens.values.float(), priorities(tokens.of_tokens, tokens.of_neurons)
+    order = order_keys(values, h)
+    positions = torch.arange(len(values), device=values.device) + excerpts.first
+    keys = keys_of(descending(values) if by_activation else h, positions[:, None])
     best = []
     for low, end in itertools.pairwise(bounds):
         inside = keys.masked_fill((order < low) | (order >= end), NONE)
         best.append(inside.topk(min(kept.shape[2], len(values)), 0, largest=False).values)
-    plain_keep(kept, activations, torch.stack(best, 1), text, starts, first)
+    plain_keep(kept, activations, torch.stack(best, 1), excerpts)

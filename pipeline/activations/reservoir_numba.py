@@ -7,31 +7,25 @@ from numba import njit
 from torch import Tensor
 
 from pipeline.activations.keys import POSITION_BITS, POSITION_MASK
+from pipeline.activations.reservoir import Excerpts, Tokens
 from pipeline.activations.scan_numba import LARGEST, NEURONS_AT_ONCE, THIRTY_ONE, ZERO, hash_of, order_of
 
 BITS, POSITIONS = np.int64(POSITION_BITS), np.int64(POSITION_MASK)
 
 
-def keep(kept: Tensor, activations: Tensor, keys: Tensor, text: Tensor, starts: Tensor, first: int) -> None:
-    _keep(kept.numpy(), activations.numpy(), keys.numpy(), text.numpy(), starts.numpy(), first)
+def keep(kept: Tensor, activations: Tensor, keys: Tensor, excerpts: Excerpts) -> None:
+    text, starts = excerpts.text.numpy(), excerpts.starts.numpy()
+    _keep(kept.numpy(), activations.numpy(), keys.numpy(), text, starts, excerpts.first)
 
 
 def keep_tokens(
-    kept: Tensor,
-    activations: Tensor,
-    values: Tensor,
-    of_tokens: Tensor,
-    of_neurons: Tensor,
-    bounds: Tensor,
-    by_activation: bool,
-    text: Tensor,
-    starts: Tensor,
-    first: int,
+    kept: Tensor, activations: Tensor, tokens: Tokens, bounds: Tensor, by_activation: bool, excerpts: Excerpts
 ) -> None:
-    floats, hashes = values.numpy(), (of_tokens.numpy().view(np.uint32), of_neurons.numpy().view(np.uint32))
+    floats = tokens.values.numpy()
+    hashes = tokens.of_tokens.numpy().view(np.uint32), tokens.of_neurons.numpy().view(np.uint32)
     _keep_tokens(
         kept.numpy(), activations.numpy(), floats, floats.view(np.int32), *hashes, bounds.numpy(), by_activation,
-        text.numpy(), starts.numpy(), first,
+        excerpts.text.numpy(), excerpts.starts.numpy(), excerpts.first,
     )  # fmt: skip
 
 

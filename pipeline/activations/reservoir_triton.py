@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.activations import keys
+from pipeline.activations.reservoir import Excerpts, Tokens
 from pipeline.activations.scan_triton import LARGEST, SMALLEST, hash_of, order_of
 
 NEURONS, TOKENS, WARPS = 16, 32, 4  # of a tile; tokens where all are candidates
@@ -16,40 +17,21 @@ NONE, POSITION_MASK = tl.constexpr(keys.NONE), tl.constexpr(keys.POSITION_MASK)
 NO_PLACE = tl.constexpr(-(2**63))  # better than any key: never the worst of those that are kept
 
 
-def keep(kept: Tensor, activations: Tensor, keys: Tensor, text: Tensor, starts: Tensor, first: int) -> None:
+def keep(kept: Tensor, activations: Tensor, keys: Tensor, excerpts: Excerpts) -> None:
     n_neurons, n_bins, capacity, width = activations.shape
     keep_kernel[(triton.cdiv(n_neurons, NEURONS), n_bins)](
-        kept,
-        activations,
-        text,
-        starts,
-        first,
-        n_neurons,
-        n_bins,
-        capacity,
-        width,
-        keys,
-        len(keys),
-        **_tiles(activations),
-    )
+        kept, activations, excerpts.text, excerpts.starts, excerpts.first, n_neurons, n_bins, capacity, width,
+        keys, len(keys), **_tiles(activations),
+    )  # fmt: skip
 
 
 def keep_tokens(
-    kept: Tensor,
-    activations: Tensor,
-    values: Tensor,
-    of_tokens: Tensor,
-    of_neurons: Tensor,
-    bounds: Tensor,
-    by_activation: bool,
-    text: Tensor,
-    starts: Tensor,
-    first: int,
+    kept: Tensor, activations: Tensor, tokens: Tokens, bounds: Tensor, by_activation: bool, excerpts: Excerpts
 ) -> None:
     n_neurons, n_bins, capacity, width = activations.shape
     keep_tokens_kernel[(triton.cdiv(n_neurons, NEURONS), n_bins)](
-        kept, activations, text, starts, first, n_neurons, n_bins, capacity, width,
-        values, of_tokens, of_neurons, bounds, len(values),
+        kept, activations, excerpts.text, excerpts.starts, excerpts.first, n_neurons, n_bins, capacity, width,
+        tokens.values, tokens.of_tokens, tokens.of_neurons, bounds, len(tokens.values),
         by_activation=by_activation, tile_tokens=TOKENS, **_tiles(activations),
     )  # fmt: skip
 

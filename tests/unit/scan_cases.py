@@ -11,6 +11,7 @@ from pipeline.activations import reservoir, scan
 from pipeline.activations.keys import EMPTY, NONE, keys_of
 from pipeline.activations.priority import name_hashes, token_hashes
 from pipeline.activations.quantiles import bin_bounds, edge_keys, level_counts, n_levels
+from pipeline.activations.reservoir import Excerpts, Tokens
 
 OPENAI, TWELFTHS = (0.5, 0.9, 0.99, 0.999), tuple(i / 12 for i in range(1, 12))
 KEPT = [(5, 1, 16), (7, 3, 4), (8, 2, 6)]  # capacity, bins and width: powers of two and others
@@ -88,7 +89,7 @@ def same_kept_as_plain(kernels: ModuleType, capacity: int, n_bins: int, width: i
         keys = keys_of(priorities, tokens + first).masked_fill_(torch.rand(shape, generator=generator) < 0.3, NONE)
         keys[..., -1] = NONE
         for keep, kept, excerpts in forms.values():
-            keep(kept, excerpts, keys, text, starts, first)
+            keep(kept, excerpts, keys, Excerpts(text, starts, first))
     (_, *plain), (_, *found) = forms.values()
     same_when_sorted(found, plain)
     assert (plain[0][:-1] < EMPTY).sum() > 0.9 * plain[0][:-1].numel() and (plain[0][-1] == EMPTY).all()
@@ -120,7 +121,8 @@ def same_tokens_kept_as_plain(
         text = _as(activations((1, n_tokens + width, n_neurons), signed, seed=turn)[0], dtype)
         of_tokens = torch.from_numpy(token_hashes(0, first + np.arange(n_tokens)))
         for keep, kept, excerpts in forms.values():
-            keep(kept, excerpts, text[:n_tokens], of_tokens, of_neurons, bounds, by_activation, text, starts, first)
+            tokens = Tokens(text[:n_tokens], of_tokens, of_neurons)
+            keep(kept, excerpts, tokens, bounds, by_activation, Excerpts(text, starts, first))
     (_, *plain), (_, *found) = forms.values()
     same_when_sorted(found, plain)
     assert (plain[0] < EMPTY).any(2).sum() > 0.5 * plain[0][..., 0].numel()
