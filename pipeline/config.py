@@ -261,6 +261,7 @@ class RuntimeConfig(Section):
 
 
 GridValues = dict[str, tuple[Any, ...]]
+OF_NO_RESULT = {"name", "grid", "report", "runtime"}  # of the whole sweep: no cell can have its own
 
 
 class Config(Section):
@@ -278,6 +279,11 @@ class Config(Section):
     steer: SteerConfig = SteerConfig()
     report: ReportConfig = ReportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def of_results(self) -> dict[str, Any]:
+        """All that can change a result, as JSON values: two configurations that are equal in this make the same artifacts."""
+        return self.model_dump(mode="json", exclude=OF_NO_RESULT)
 
     @field_validator("checkpoint_step")
     @classmethod

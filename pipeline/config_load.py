@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config
+from pipeline.config import OF_NO_RESULT, Config
 from pipeline.errors import ConfigError
+from pipeline.naming import flat, names_of
 
 Tree = dict[str, Any]
 Places = dict[tuple[str, ...], str]  # key path -> "configs/quickstart.yaml:2" or "--set"
@@ -35,23 +37,28 @@ class LoadedConfig:
     places: Places
 
     def cells(self) -> list[Cell]:
-        """The grid's points, or the one model when there is no grid; equal points are merged."""
-        configs = []
+        """The grid's points, or the one model when there is no grid; equal points are merged. Raises ConfigError."""
+        configs: dict[str, Config] = {}
         for point in _points(self.config.grid):
-            tree = {key: value for key, value in self.tree.items() if key != "grid"}
-            for key, value in point.items():
-                tree = _with_value(tree, tuple(key.split(".")), value)
-            configs.append(
-                _validate(tree, self.places | {tuple(key.split(".")): self._place_of_grid() for key in point})
-            )
-        keys = sorted({key for grid in self.config.grid for key in grid} - {"model.architecture", "model.n_layer"})
-        cells: dict[str, Cell] = {}
-        for config in configs:
-            like = [other for other in configs if _model_name(other) == _model_name(config)]
-            varying = [key for key in keys if len({str(_value(other, key)) for other in like}) > 1]
-            name = "-".join([_model_name(config), *(f"{key.split('.')[-1]}{_value(config, key)}" for key in varying)])
-            cells.setdefault(name, Cell(name.replace("/", "_"), config))
-        return list(cells.values())
+            config = self._at(point)
+            configs.setdefault(json.dumps(config.of_results, sort_keys=True), config)
+        grid_keys = {key for grid in self.config.grid for key in grid}
+        values = [_below(flat(config.of_results), grid_keys) for config in configs.values()]
+        names = names_of([_model_name(config) for config in configs.values()], values)
+        return [Cell(name, config) for name, config in zip(names, configs.values(), strict=True)]
+
+    def _at(self, point: Mapping[str, Any]) -> Config:
+        """The configuration at one point of the grid."""
+        tree, place = {key: value for key, value in self.tree.items() if key != "grid"}, self._place_of_grid()
+        for key, value in point.items():
+            keys = tuple(key.split("."))
+            if keys[0] in OF_NO_RESULT:
+                raise ConfigError(
+                    f"{place}: grid: {key} is of the whole sweep and cannot differ between its models",
+                    fix=f"Take it out of the grid, and set {key} beside it.",
+                )
+            tree = _with_value(tree, keys, value)
+        return _validate(tree, self.places | {tuple(key.split(".")): place for key in point})
 
     def _place_of_grid(self) -> str:
         return self.places.get(("grid",), "grid")
@@ -155,11 +162,14 @@ def _model_name(config: Config) -> str:
     return f"{config.model.architecture}-{config.model.n_layer}l"
 
 
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+def _below(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Of leaves by dotted key, those that a grid over `keys` varies, without what the model's name says."""
+    told = ("model.architecture", "model.n_layer")
+    return {
+        leaf: value
+        for leaf, value in values.items()
+        if leaf not in told and any(f"{leaf}.".startswith(f"{key}.") for key in keys)
+    }
 
 
 def _validate(tree: Tree, places: Places) -> Config:

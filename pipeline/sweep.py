@@ -129,10 +129,9 @@ class Sweep:
         self.plan = plan(self.loaded)
         self.wanted = plan(self.loaded, self.until)
         self.kept = kept(self.wanted, self.store)
-        configs = {cell.name: cell.config for cell in self.plan.cells}
         for name, step in self.wanted.steps.items():
             if name not in self.kept:
-                step.stage.check(configs.get(step.cell, config))
+                step.stage.check(self.wanted.config_of(step))
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
         self._prepare_run()
