@@ -260,7 +260,7 @@ class RuntimeConfig(Section):
     judge_gpus: float = Field(1.0, gt=0)  # GPUs of one local judge; used where there are GPUs
 
 
-GridValues = dict[str, tuple[Any, ...]]
+GridValues = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
 OF_NO_RESULT = {"name", "grid", "report", "runtime"}  # of the whole sweep: no cell can have its own
 
 
@@ -291,6 +291,10 @@ class Config(Section):
         recipe = told.data.get("pretrain")
         if isinstance(step, int) and recipe:
             n_steps = recipe.total_tokens // recipe.batch_tokens
+            if step == n_steps:  # the same weights, and one name for them
+                return "last"
+            if recipe.checkpoint:
+                raise ValueError("an imported model has its last weights only")
             if not recipe.keep_log_spaced:
                 raise ValueError("only the last weights are kept: set pretrain.keep_log_spaced: true to keep others")
             if step & (step - 1) or step > n_steps:

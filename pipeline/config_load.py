@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import OF_NO_RESULT, Config
+from pipeline.config import Config
+from pipeline.config_grid import below, check_grids, check_overrides, points
+from pipeline.config_used import as_used
 from pipeline.errors import ConfigError
 from pipeline.naming import flat, names_of
 
@@ -39,11 +40,11 @@ class LoadedConfig:
     def cells(self) -> list[Cell]:
         """The grid's points, or the one model when there is no grid; equal points are merged. Raises ConfigError."""
         configs: dict[str, Config] = {}
-        for point in _points(self.config.grid):
+        for point in points(self.config.grid):
             config = self._at(point)
             configs.setdefault(json.dumps(config.of_results, sort_keys=True), config)
         grid_keys = {key for grid in self.config.grid for key in grid}
-        values = [_below(flat(config.of_results), grid_keys) for config in configs.values()]
+        values = [below(flat(config.of_results), grid_keys) for config in configs.values()]
         names = names_of([_model_name(config) for config in configs.values()], values)
         return [Cell(name, config) for name, config in zip(names, configs.values(), strict=True)]
 
@@ -51,14 +52,8 @@ class LoadedConfig:
         """The configuration at one point of the grid."""
         tree, place = {key: value for key, value in self.tree.items() if key != "grid"}, self._place_of_grid()
         for key, value in point.items():
-            keys = tuple(key.split("."))
-            if keys[0] in OF_NO_RESULT:
-                raise ConfigError(
-                    f"{place}: grid: {key} is of the whole sweep and cannot differ between its models",
-                    fix=f"Take it out of the grid, and set {key} beside it.",
-                )
-            tree = _with_value(tree, keys, value)
-        return _validate(tree, self.places | {tuple(key.split(".")): place for key in point})
+            tree = _with_value(tree, tuple(key.split(".")), value)
+        return as_used(_validate(tree, self.places | {tuple(key.split(".")): place for key in point}))
 
     def _place_of_grid(self) -> str:
         return self.places.get(("grid",), "grid")
@@ -67,6 +62,7 @@ class LoadedConfig:
 def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> LoadedConfig:
     """Read a YAML file and apply `key=value` overrides. Raises ConfigError."""
     tree, places = _read_yaml(path)
+    texts = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -76,8 +72,12 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Load
             )
         keys = tuple(key.strip().split("."))
         tree = _with_value(tree, keys, _parse_value(text, override))
+        places = {other: place for other, place in places.items() if other[: len(keys)] != keys}
         places[keys] = f"--set {override}"
+        texts.append((keys, override))
+    check_overrides(texts)
     config = _validate(tree, places)
+    check_grids(config.grid, dict(texts), places)
     loaded = LoadedConfig(config, tree, places)
     loaded.cells()  # a wrong grid is told now, not when its cell starts
     return loaded
@@ -151,25 +151,9 @@ def _with_value(tree: Tree, keys: tuple[str, ...], value: Any) -> Tree:
     return {**tree, keys[0]: _with_value(child if isinstance(child, dict) else {}, keys[1:], value)}
 
 
-def _points(grids: tuple[dict[str, tuple[Any, ...]], ...]) -> Iterator[dict[str, Any]]:
-    for grid in grids or ({},):
-        for values in itertools.product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
-
-
 def _model_name(config: Config) -> str:
     """`crate-3l`; what else varies between models of one name stands behind it: `crate-3l-lambda_sparsity0.05-seed1`."""
     return f"{config.model.architecture}-{config.model.n_layer}l"
-
-
-def _below(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Of leaves by dotted key, those that a grid over `keys` varies, without what the model's name says."""
-    told = ("model.architecture", "model.n_layer")
-    return {
-        leaf: value
-        for leaf, value in values.items()
-        if leaf not in told and any(f"{leaf}.".startswith(f"{key}.") for key in keys)
-    }
 
 
 def _validate(tree: Tree, places: Places) -> Config:

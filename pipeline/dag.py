@@ -16,6 +16,7 @@ from crate_model.flops import train_flops_per_token
 from pipeline.activations.stage import ACTIVATIONS, FEATURES
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config
+from pipeline.config_grid import points
 from pipeline.config_load import Cell, LoadedConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate.stage import STAGE as EVALUATE
@@ -80,6 +81,13 @@ class Plan:
     def config_of(self, step: Step) -> Config:
         """The configuration that a step is of; of a text, that of the first cell that reads it."""
         return next(c.config for c in self.cells if step.name == self.texts[c.name] or step.cell == c.name)
+
+    @property
+    def points_told(self) -> str:
+        """A sentence where the grid has more points than there are cells; else nothing."""
+        n_points = len(list(points(self.loaded.config.grid)))
+        same = "differ from others only in what their models do not use, or in nothing"
+        return f"{n_points - len(self.cells)} of the grid's {n_points} points {same}" * (n_points > len(self.cells))
 
     @property
     def made_by(self) -> dict[str, str]:

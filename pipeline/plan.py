@@ -54,6 +54,7 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     ]
     return {
         "name": plan.name,
+        "points": plan.points_told,
         "store": store.place,
         "assumed": assumed.said,
         "device": assumed.device,
@@ -137,6 +138,8 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
             status,
         )
     console.print(table)
+    if rows["points"]:
+        console.print(rows["points"], highlight=False)
     made = [step for step in rows["steps"] if step["status"] == "make"]
     counts = Counter(step["status"] for step in rows["steps"])
     shared = f", {counts['shared']} shared with other cells" if counts["shared"] else ""

@@ -141,6 +141,8 @@ class Sweep:
             f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )
+        if told := self.plan.points_told:
+            self.console.print(told, highlight=False)
         if to_make == 0 and self.until != "report":
             return self._say_part({})
         if to_make == 0 and (done := self._finished_report()):
