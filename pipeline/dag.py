@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crate_model.flops import train_flops_per_token
@@ -55,6 +55,7 @@ class Step:
     inputs: dict[str, str]
     fingerprint: str
     input_fingerprints: dict[str, str]
+    outside: dict[str, str] = field(default_factory=dict)  # digests of what it reads beside its inputs
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Step:
             "fingerprint": self.fingerprint,
             "settings": canonical(self.settings),
             "inputs": self.input_fingerprints,
+            "outside": self.outside,
         }
 
 
@@ -152,10 +154,11 @@ def _add(steps: dict[str, Step], stage: Stage, cell: Cell, texts: Mapping[str, s
         read: text if read == TOKENS.name else step_name(read, cell.name) for read in stage.reads if read in needed
     }
     settings = stage.settings_of(cell.config)
+    outside = stage.outside(settings)
     fingerprints = {read: steps[name].fingerprint for read, name in inputs.items()}
-    fingerprint = stage.fingerprint(settings, fingerprints)
+    fingerprint = stage.fingerprint(settings, fingerprints, outside)
     name, of_cell = (text, "") if stage is TOKENS else (step_name(stage.name, cell.name), cell.name)
-    steps[name] = Step(name, stage, of_cell, settings, inputs, fingerprint, fingerprints)
+    steps[name] = Step(name, stage, of_cell, settings, inputs, fingerprint, fingerprints, outside)
 
 
 def report_step(whole: Plan, made: Mapping[str, Artifact], missing: Mapping[str, str]) -> Step:
@@ -192,8 +195,8 @@ def why_made(step: Step, store: Store) -> str:
 
 
 def _differences(own: dict[str, Any], other: dict[str, Any], above: str = "") -> list[str]:
-    """Dotted keys of settings, inputs and version at which two recipes differ."""
-    keys = ("settings", "inputs", "version") if not above else tuple(own.keys() | other.keys())
+    """Dotted keys of settings, inputs, what lies outside, and version at which two recipes differ."""
+    keys = ("settings", "inputs", "outside", "version") if not above else tuple(own.keys() | other.keys())
     found = []
     for key in sorted(keys):
         mine, theirs = own.get(key), other.get(key)

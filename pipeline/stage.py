@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config, RuntimeConfig
+from pipeline.errors import ResourceError
 from pipeline.progress import Progress
 from pipeline.tracking import TrackerSpec
 
@@ -91,15 +92,32 @@ class Stage:
     check: Callable[[Config], None] = lambda config: (
         None
     )  # raises ConfigError for what would fail after hours of a cell's other steps
+    outside: Callable[[Any], dict[str, str]] = lambda settings: {}
+    # digests by name of what decides bits and is neither a setting nor an artifact: what the settings name by a place
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""
         return self.settings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(self.settings)})
 
-    def fingerprint(self, settings: Any, inputs: Mapping[str, str]) -> str:
-        """The first 32 hex digits of the sha256 of everything that decides the artifact's bits."""
+    def fingerprint(self, settings: Any, inputs: Mapping[str, str], outside: Mapping[str, str] | None = None) -> str:
+        """The first 32 hex digits of the sha256 of everything that decides the artifact's bits.
+
+        `outside` is what `self.outside` says of the settings; without it, it is asked here.
+        """
+        outside = self.outside(settings) if outside is None else outside
         recipe = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
+        recipe |= {"outside": dict(outside)} if outside else {}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+
+    def check_outside(self, settings: Any, planned: Mapping[str, str]) -> None:
+        """Raises ResourceError where something outside is not what the plan was made with: another node, or meanwhile."""
+        for name, digest in self.outside(settings).items():
+            if digest != planned.get(name):
+                raise ResourceError(
+                    f"{self.name}: {name} is not here what it was where the sweep was planned "
+                    f"({digest[:12]}, not {planned.get(name, 'nothing')[:12]})",
+                    fix="Use the same Python, packages and files on every node, and run again.",
+                )
 
 
 def canonical(settings: Any) -> Any:

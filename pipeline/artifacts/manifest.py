@@ -1,6 +1,6 @@
 """The manifest: one JSON file, written last, that makes a folder an artifact.
 
-It says what the artifact is (stage, version, settings, inputs: its recipe), what lies in it (every file with bytes and
+It says what the artifact is (stage, version, settings, inputs, outside: its recipe), what lies in it (every file with bytes and
 sha256), a few small facts about it (`summary`), and where it came from (`provenance`: git, versions, host, times), which
 never enters identity.
 """
@@ -35,6 +35,9 @@ class Manifest:
     files: tuple[FileEntry, ...]
     summary: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, str] = field(
+        default_factory=dict
+    )  # of the recipe, too: what was read beside inputs -> its digest
 
     @property
     def total_bytes(self) -> int:

@@ -188,7 +188,7 @@ class Store:
     def publish(self, making: Path, recipe: Mapping[str, Any], summary: dict[str, Any], provenance: Any) -> Artifact:
         """Seal `making`: write the manifest last, rename the folder into place, drop the scratch folder.
 
-        `recipe` has the manifest's stage, version, fingerprint, settings and inputs. If somebody else published the same
+        `recipe` has the manifest's stage, version, fingerprint, settings, inputs and outside. If somebody else published the same
         fingerprint meanwhile, theirs stays.
         """
         try:

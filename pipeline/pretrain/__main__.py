@@ -72,6 +72,7 @@ def train_cell(cell: Cell) -> int:
             "fingerprint": fingerprint,
             "settings": canonical(settings),
             "inputs": {"tokens": tokens.fingerprint},
+            "outside": STAGE.outside(settings),
         }
         try:
             store.publish(out_folder, recipe, finish(job), provenance())
@@ -106,7 +107,14 @@ def find_tokens(store: Store, config: Config) -> Artifact:
             f"the store {config.runtime.store} has no tokens of this configuration",
             fix="Make them first: `python pipeline/sweep.py --config ... --until tokens`, or any sweep of the same `tokens:`.",
         )
-    return max(found, key=lambda artifact: artifact.manifest.version)
+    newest = max(artifact.manifest.version for artifact in found)
+    found = [artifact for artifact in found if artifact.manifest.version == newest]
+    if len(found) > 1:
+        raise ArtifactError(
+            f"the store {config.runtime.store} has {len(found)} texts of this configuration, made of other sources",
+            fix=f"Delete those that are not meant: {', '.join(str(artifact.folder) for artifact in found)}.",
+        )
+    return found[0]
 
 
 ALONE = {
