@@ -60,14 +60,7 @@ class Step:
     @property
     def recipe(self) -> dict[str, Any]:
         """What the manifest says of identity."""
-        return {
-            "stage": self.stage.name,
-            "version": self.stage.version,
-            "fingerprint": self.fingerprint,
-            "settings": canonical(self.settings),
-            "inputs": self.input_fingerprints,
-            "outside": self.outside,
-        }
+        return self.stage.recipe(self.settings, self.input_fingerprints, self.outside)
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def _add(steps: dict[str, Step], stage: Stage, cell: Cell, texts: Mapping[str, s
     settings = stage.settings_of(cell.config)
     outside = stage.outside(settings)
     fingerprints = {read: steps[name].fingerprint for read, name in inputs.items()}
-    fingerprint = stage.fingerprint(settings, fingerprints, outside)
+    fingerprint = stage.recipe(settings, fingerprints, outside)["fingerprint"]
     name, of_cell = (text, "") if stage is TOKENS else (step_name(stage.name, cell.name), cell.name)
     steps[name] = Step(name, stage, of_cell, settings, inputs, fingerprint, fingerprints, outside)
 

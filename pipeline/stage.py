@@ -8,8 +8,6 @@ holds what must not matter: where things are stored, how many workers there are,
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from pipeline.artifacts.manifest import fingerprint_of
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config, RuntimeConfig
 from pipeline.errors import ResourceError
@@ -99,15 +98,20 @@ class Stage:
         """The settings of this stage, cut out of the whole configuration by field name."""
         return self.settings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(self.settings)})
 
-    def fingerprint(self, settings: Any, inputs: Mapping[str, str], outside: Mapping[str, str] | None = None) -> str:
-        """The first 32 hex digits of the sha256 of everything that decides the artifact's bits.
+    def recipe(
+        self, settings: Any, inputs: Mapping[str, str], outside: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What a manifest says of identity, with the fingerprint. `inputs` are fingerprints by stage.
 
         `outside` is what `self.outside` says of the settings; without it, it is asked here.
         """
-        outside = self.outside(settings) if outside is None else outside
-        recipe = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
-        recipe |= {"outside": dict(outside)} if outside else {}
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+        found = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
+        found["outside"] = dict(self.outside(settings) if outside is None else outside)
+        return found | {"fingerprint": fingerprint_of(found)}
+
+    def fingerprint(self, settings: Any, inputs: Mapping[str, str]) -> str:
+        """Of the artifact that these make."""
+        return self.recipe(settings, inputs)["fingerprint"]
 
     def check_outside(self, settings: Any, planned: Mapping[str, str]) -> None:
         """Raises ResourceError where something outside is not what the plan was made with: another node, or meanwhile."""

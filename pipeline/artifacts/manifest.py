@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ class Manifest:
                 f"{source} is not a manifest ({type(error).__name__}: {error})",
                 fix="Delete its folder and run again: the artifact will be made anew.",
             ) from error
+
+
+def fingerprint_of(recipe: Mapping[str, Any]) -> str:
+    """The first 32 hex digits of the sha256 of what decides an artifact's bits: stage, version, settings, inputs, outside."""
+    names = ("stage", "version", "settings", "inputs", *(["outside"] if recipe.get("outside") else []))
+    return hashlib.sha256(json.dumps({name: recipe[name] for name in names}, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def sha256_of(path: Path) -> str:

@@ -54,7 +54,8 @@ def train_cell(cell: Cell) -> int:
     store = runtime.open_store(config.runtime.store)
     tokens = find_tokens(store, config)
     settings = STAGE.settings_of(config)
-    fingerprint = STAGE.fingerprint(settings, {"tokens": tokens.fingerprint})
+    recipe = STAGE.recipe(settings, {"tokens": tokens.fingerprint})
+    fingerprint = recipe["fingerprint"]
     context = Context(store, config.runtime, config.name, f"{cell.name}/pretrain", fingerprint, TrackerSpec())
     with store.claim(fingerprint) if _rank() == 0 else nullcontext():  # a sweep may be at it too
         with process_group(config.runtime.collective_timeout_seconds) as device, _asked_to_stop() as stop:
@@ -66,14 +67,6 @@ def train_cell(cell: Cell) -> int:
             dist.barrier()
         if _rank() != 0:
             return 0
-        recipe = {
-            "stage": STAGE.name,
-            "version": STAGE.version,
-            "fingerprint": fingerprint,
-            "settings": canonical(settings),
-            "inputs": {"tokens": tokens.fingerprint},
-            "outside": STAGE.outside(settings),
-        }
         try:
             store.publish(out_folder, recipe, finish(job), provenance())
         finally:

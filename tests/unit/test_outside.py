@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.manifest import Manifest, fingerprint_of
 from pipeline.artifacts.store import Store
 from pipeline.config import Config, RuntimeConfig, TokensConfig
 from pipeline.config_load import LoadedConfig
@@ -99,6 +99,7 @@ def test_what_lies_outside_is_in_the_manifest_and_tells_why_a_step_is_made(tmp_p
     context = Context(store, RuntimeConfig(), "run", "c/copy", steps[0].fingerprint, TrackerSpec())
     made = run_step(steps[0], context).artifact
     assert made and made.manifest.outside == {"file here": "a" * 64}
+    assert fingerprint_of(json.loads(made.manifest.to_json())) == made.fingerprint
     assert why_made(steps[1], store) == "differs in outside.file here"
     old = json.loads(made.manifest.to_json())
     del old["outside"]  # as a manifest was written before
@@ -110,9 +111,8 @@ def test_two_texts_of_one_configuration_are_not_chosen_from(tmp_path: Path) -> N
     step = packaged_step()
     for digest in ("a" * 64, "b" * 64):
         outside = {"packaged corpus": digest}
-        fingerprint = STAGE.fingerprint(step.settings, {}, outside)
-        making = store.making_folder(fingerprint)
-        store.publish(making, step.recipe | {"outside": outside, "fingerprint": fingerprint}, {}, {})
+        recipe = STAGE.recipe(step.settings, {}, outside)
+        store.publish(store.making_folder(recipe["fingerprint"]), recipe, {}, {})
     assert kept(plan(LoadedConfig(config, {}, {})), store) == {}
     with pytest.raises(ArtifactError, match="has 2 texts of this configuration"):
         find_tokens(store, config)
