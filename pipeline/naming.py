@@ -29,7 +29,11 @@ def names_of(stems: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[
     `values` are JSON values by dotted key. Different pairs of stem and values get names that differ, on a file system
     that knows no upper and lower case, too; of letters, digits, `.`, `_` and `-`, if the stems are.
     """
-    names = [_name(stem, own, _alike(stem, stems, values)) for stem, own in zip(stems, values, strict=True)]
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for stem, own in zip(stems, values, strict=True):
+        alike.setdefault(stem, []).append(own)
+    labels = {stem: _labels(like) for stem, like in alike.items()}
+    names = [_name(stem, own, labels[stem]) for stem, own in zip(stems, values, strict=True)]
     told = [hashlib.sha256(_json([stem, own]).encode()).hexdigest() for stem, own in zip(stems, values, strict=True)]
     for digits in (8, 64):  # of what the names left out, where they would be one
         folded = [name.casefold() for name in names]
@@ -40,24 +44,23 @@ def names_of(stems: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[
     return names
 
 
-def _alike(stem: str, stems: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [own for other, own in zip(stems, values, strict=True) if other == stem]
-
-
-def _name(stem: str, own: Mapping[str, Any], like: Sequence[Mapping[str, Any]]) -> str:
+def _labels(like: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, str]]]:
+    """By each key that varies: how it is called, and what stands for each of its values, by their JSON."""
     keys = sorted({key for one in like for key in one})
     keys = [key for key in keys if len({_json(one.get(key)) for one in like}) > 1]
-    labels = [key.rpartition(".")[2] for key in keys]
-    parts = [stem]
-    for key, label in zip(keys, labels, strict=True):
-        text = _texts([one.get(key) for one in like])[_json(own.get(key))]
-        parts.append((label if labels.count(label) == 1 else key) + text)
-    name = "-".join(parts)
+    short = [key.rpartition(".")[2] for key in keys]
+    called = [label if short.count(label) == 1 else key for key, label in zip(keys, short, strict=True)]
+    return {key: (label, _texts([one.get(key) for one in like])) for key, label in zip(keys, called, strict=True)}
+
+
+def _name(stem: str, own: Mapping[str, Any], labels: Mapping[str, tuple[str, dict[str, str]]]) -> str:
+    parts = [label + texts[_json(own.get(key))] for key, (label, texts) in labels.items()]
+    name = "-".join([stem, *parts])
     return name if len(name) <= LONGEST_NAME else _shortened(name, LONGEST_NAME)
 
 
 def _texts(values: Sequence[Any]) -> dict[str, str]:
-    """What stands for each value in a name, by its JSON: of paths the part in which they differ."""
+    """What stands for each value in a name, of paths the part in which they differ."""
     texts = {_json(value): _text(value) for value in values}
     folder = _common_folder([text for text in texts.values() if "/" in text])
     texts = {key: text.removeprefix(folder) for key, text in texts.items()}

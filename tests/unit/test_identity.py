@@ -20,6 +20,7 @@ from pipeline.forecast.assumed import assume
 from pipeline.naming import names_of
 from pipeline.plan import plan_rows, print_plan
 from pipeline.pretrain.stage import STAGE as PRETRAIN
+from pipeline.sae.planned import planned_sites
 
 SMALL = "model: {n_layer: 1, n_head: 2, d_model: 16, n_ctx: 64}\npretrain: {total_tokens: 5120, batch_tokens: 512}\n"
 
@@ -280,3 +281,28 @@ def test_a_grid_that_hides_something_is_refused(tmp_path: Path, grid: Any, what:
 
 def test_a_key_of_the_file_may_be_varied_by_its_grid(tmp_path: Path) -> None:
     assert [cell.config.model.d_model for cell in loaded(tmp_path, {"model.d_model": [32, 64]}).cells()] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sae.expansions=[1, 1]",
+        "sae.k=[8, 16, 8]",
+        "sae.l1=[1e-5, 0.00001]",
+        "sae.layers=[0, 0]",
+        "activations.layers=[0, 0]",
+        "evaluate.prompts=[a, b, a]",
+        "interpret.metrics=[anthropic, anthropic]",
+    ],
+)
+def test_nothing_is_made_twice_under_one_name(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="stands here twice"):
+        loaded(tmp_path, {}, override)
+
+
+@pytest.mark.parametrize("values", [[1e-5, 1.0000001e-5], [0.1, 0.1 + 2**-55, 1, 0], [8e-5]])
+def test_autoencoders_of_close_sparsities_have_names_of_their_own(tmp_path: Path, values: list[float]) -> None:
+    config = loaded(tmp_path, {}, "sae.expansions=[1, 2]", f"sae.l1={json.dumps(values)}").config
+    sites = planned_sites(config.sae, config.model)
+    assert len({site.name for site in sites}) == len(sites) == 2 * len(values)
+    assert {site.name for site in sites if site.sparsity == 1e-5} <= {f"code-l0-{n}x-l1_1e-05" for n in (1, 2)}

@@ -77,7 +77,7 @@ def others(key: str, now: Any) -> Iterator[Any]:
     elif isinstance(now, str):
         yield from (f"{now}x", 1, True)
     elif isinstance(now, list | tuple):
-        yield from ([*now, 1], [1], [0.5], ["x"], ["top_and_random"])
+        yield from ([*now, 1], [1], [2], [0.5], ["x"], ["top_and_random"])
 
 
 @cache
