@@ -158,6 +158,10 @@ class Sweep:
         try:
             self.store.delete_note(self.plan.name, STOP_NOTE)
             self.store.write_note(self.plan.name, "plan.json", note.encode())
+            self.store.unlink_others(self.plan.name, {name: recipe["fingerprint"] for name, recipe in steps.items()})
+            for name, artifact in self.kept.items():
+                if not (self.store.run_folder(self.plan.name) / name).is_symlink():
+                    self.store.link(self.plan.name, name, artifact)
         except OSError as error:
             raise disk_error(error, self.store.root) from error
 
@@ -208,8 +212,6 @@ class Sweep:
             if self._stop_requested():
                 self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
                 return STOPPED_BY_SIGNAL + signal.SIGTERM
-            for name, artifact in self.kept.items():
-                self.store.link(config.name, name, artifact)
             missing = {name: result.missing for name, result in results.items() if result.missing}
             if self.until != "report":
                 tracking.finished = True
