@@ -17,6 +17,8 @@ from pipeline.config_load import LoadedConfig, load_config
 from pipeline.dag import Plan, plan
 from pipeline.errors import ConfigError
 from pipeline.forecast.assumed import assume
+from pipeline.forecast.machine import Machine, Rates
+from pipeline.forecast.sweep import forecast
 from pipeline.naming import names_of
 from pipeline.plan import plan_rows, print_plan
 from pipeline.pretrain.stage import STAGE as PRETRAIN
@@ -306,3 +308,15 @@ def test_autoencoders_of_close_sparsities_have_names_of_their_own(tmp_path: Path
     sites = planned_sites(config.sae, config.model)
     assert len({site.name for site in sites}) == len(sites) == 2 * len(values)
     assert {site.name for site in sites if site.sparsity == 1e-5} <= {f"code-l0-{n}x-l1_1e-05" for n in (1, 2)}
+
+
+def test_the_forecast_reckons_each_text_by_its_own_size(tmp_path: Path) -> None:
+    given = loaded(tmp_path, {"tokens.val_fraction": [0.1, 0.2]})
+    sizes = {"tokens-val_fraction0.1": 10**9, "tokens-val_fraction0.2": 10**12}
+    tasks = forecast(given, Machine(8, 64, 989e12), text_bytes=sizes).timeline.tasks
+    small, large = (tasks[name].work.seconds for name in sizes)
+    assert large > 100 * (small - Rates().stage_start_seconds) > 0
+    for value in ("0.1", "0.2"):
+        assert tasks[f"crate-1l-val_fraction{value}/pretrain"].waits_for == (f"tokens-val_fraction{value}",)
+    evaluations = [tasks[f"crate-1l-val_fraction{value}/evaluate"].work.seconds for value in ("0.1", "0.2")]
+    assert evaluations[0] < evaluations[1]  # of all of its own val text
