@@ -34,7 +34,9 @@ def as_used(config: Config) -> Config:
 def _unused(config: Config) -> Iterator[tuple[str, Section, list[str]]]:
     yield "tokens", config.tokens, list(_of_tokens(config.tokens))
     yield "pretrain", config.pretrain, list(_of_pretrain(config.pretrain))
-    yield "sae", config.sae, list(_of_sae(config.sae))
+    if config.activations.layers != "all" and set(config.activations.layers) == set(range(config.model.n_layer)):
+        yield "activations", config.activations, ["layers"]
+    yield "sae", config.sae, list(_of_sae(config.sae, config.model.n_layer))
     yield "interpret", config.interpret, list(_of_interpret(config.interpret))
     yield "steer", config.steer, list(_of_steer(config.steer, bool(config.sae.expansions)))
 
@@ -53,17 +55,22 @@ def _of_pretrain(recipe: PretrainConfig) -> Iterator[str]:
         yield "decay_fraction"
 
 
-def _of_sae(sae: SAEConfigSection) -> Iterator[str]:
+def _of_sae(sae: SAEConfigSection, n_layer: int) -> Iterator[str]:
     if not sae.expansions:
         yield from SAEConfigSection.model_fields
         return
+    if sae.layers == tuple(range(n_layer)):
+        yield "layers"
     used = {"relu": ("l1", *RESAMPLING), "jumprelu": ("l0",)}.get(sae.variant, ("k", "dead_after_tokens"))
     yield from (name for name in ("l1", "k", "l0", "dead_after_tokens", *RESAMPLING) if name not in used)
 
 
 def _of_interpret(interpret: InterpretConfig) -> Iterator[str]:
+    for name, resolved in (("simulator", "simulator_kind"), ("prompts", "prompt_set")):  # where auto says the same
+        if getattr(interpret.model_copy(update={name: "auto"}), resolved) == getattr(interpret, resolved):
+            yield name
     if interpret.simulator_kind == "token_table":
-        yield from ("simulator", *OF_A_LANGUAGE_MODEL)
+        yield from OF_A_LANGUAGE_MODEL
 
 
 def _of_steer(steer: SteerConfig, has_features: bool) -> Iterator[str]:

@@ -40,6 +40,7 @@ OTHERS = {  # where a number a little larger, or another of the choices, would b
     "tokens.source": ["parquet"],
     "pretrain.checkpoint": ["folder"],
     "interpret.simulator": ["http_numbers"],
+    "interpret.prompts": ["openai"],
     "steer.edits": [[{"layer": 0, "neuron": 1}]],
 }
 
