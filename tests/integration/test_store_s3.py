@@ -152,3 +152,13 @@ def test_a_storage_that_stays_away_is_told(tmp_path: Path, monkeypatch: pytest.M
     store = Store.open(f"s3://{BUCKET}/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", tmp_path)
     with pytest.raises(ClientError, match="cannot read"):
         store.find("tokens", "f00d")
+
+
+def test_links_of_an_earlier_sweep_are_taken_away_there_too(place: str, tmp_path: Path) -> None:
+    store = Store.open(place, tmp_path / "here")
+    artifact = publish(store)
+    for name in ("a/pretrain", "b/pretrain", "tokens"):
+        store.link("run", name, artifact)
+    store.unlink_others("run", {"a/pretrain": "f00d", "tokens": "0ther"})
+    assert store.read_note("run", "a/pretrain.json") and not store.read_note("run", "tokens.json")
+    assert store.read_note("run", "b/pretrain.json") is None
