@@ -1,4 +1,4 @@
-"""A sweep looked at from outside, through its folder in the store: `status` and `verify`, and opening a cell's artifacts."""
+"""A sweep looked at from outside, through its folder in the store: `status`, and opening a cell's artifacts."""
 
 from __future__ import annotations
 
@@ -69,14 +69,6 @@ def show_status(store: Store, run: str) -> int:
         else:
             table.add_row(name, "[dim]waiting[/]", "")
     Console().print(table, f"{n_made} of {len(recipes)} steps are made.")
-    return 0
-
-
-def verify(store: Store, run: str) -> int:
-    for name in planned(store, run):
-        artifact = artifact_of(store, run, name)
-        artifact.verify()
-        print(f"whole  {name}  {artifact.manifest.total_bytes:,} bytes in {len(artifact.manifest.files)} files")
     return 0
 
 

@@ -66,8 +66,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from pipeline.browse import verify
     from pipeline.runtime import open_store
+    from pipeline.verify import verify
 
     return verify(open_store(options.store), options.run)
 
@@ -254,5 +254,5 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], Command
     "steer": ("edit a neuron or feature and see what becomes of a prompt", _steer_arguments, _try),
     "sample": ("show models' next words and samples side by side", _sample_arguments, _try),
     "compare": ("compare the cells that two runs share", _compare_arguments, _try),
-    "verify": ("hash every artifact of a sweep against its manifest", _run_arguments, _verify),
+    "verify": ("check that all a sweep made is what it was made as, the report too", _run_arguments, _verify),
 }

@@ -74,7 +74,8 @@ def _make(step: Step, context: Context, inputs: Mapping[str, Artifact]) -> Artif
     try:
         summary = step.stage.run(step.settings, inputs, making, context)
         made_in = {"started": started, "seconds": time.time() - started, "run": context.run_name}
-        return store.publish(making, step.recipe, summary, provenance() | made_in)
+        seals = {name: artifact.manifest.seal for name, artifact in inputs.items()}
+        return store.publish(making, step.recipe | {"input_seals": seals}, summary, provenance() | made_in)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

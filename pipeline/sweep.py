@@ -160,16 +160,27 @@ class Sweep:
             self.store.write_note(self.plan.name, "plan.json", note.encode())
             self.store.unlink_others(self.plan.name, {name: recipe["fingerprint"] for name, recipe in steps.items()})
             for name, artifact in self.kept.items():
-                if not (self.store.run_folder(self.plan.name) / name).is_symlink():
-                    self.store.link(self.plan.name, name, artifact)
+                self._take(name, artifact)
         except OSError as error:
             raise disk_error(error, self.store.root) from error
 
+    def _take(self, name: str, artifact: Any) -> str:
+        """Make an artifact one of this run's; returns the link to it."""
+        from pipeline.seals import note_seal
+
+        note_seal(self.store, self.plan.name, name, artifact)
+        return self.store.link(self.plan.name, name, artifact)
+
     def _verify(self, name: str, artifact: Any) -> None:
-        """A kept artifact is hashed before anything is built on it, unless its files are as they were when last hashed."""
+        """A kept artifact is hashed before anything is built on it, unless its files are as they were when last hashed.
+
+        Nor is anything built on one that has another seal than when this run made or took it.
+        """
         from pipeline.artifacts.verified import verify_once
+        from pipeline.seals import check_seal, read_seals
 
         try:
+            check_seal(read_seals(self.store, self.plan.name), name, artifact, self.store.place)
             verify_once(self.store, artifact)
         except ArtifactError as error:
             raise ArtifactError(f"{name}: {error.what}", fix=error.fix) from error
@@ -178,7 +189,9 @@ class Sweep:
         from pipeline.dag import report_step
 
         step = report_step(self.plan, self.kept, {})
-        return self.store.find(step.stage.name, step.fingerprint)
+        if found := self.store.find(step.stage.name, step.fingerprint):
+            self._verify(step.name, found)
+        return found
 
     def _execute(self) -> int:
         from pipeline import runtime
@@ -206,7 +219,7 @@ class Sweep:
                 watch.ended(result)
                 tracking.ended(result)
                 if result.artifact:
-                    self.store.link(config.name, result.step, result.artifact)
+                    self._take(result.step, result.artifact)
 
             results = Execution(self.wanted, base, self.kept, tracking.cells, on_result, watch.tick).run()
             if self._stop_requested():
@@ -281,7 +294,7 @@ class Sweep:
             self.console.print(f"[red]missing[/] {name}: {reason}", highlight=False)
 
     def _say_end(self, report: Any, missing: dict[str, str]) -> int:
-        link = self.store.link(self.loaded.config.name, "report", report)
+        link = self._take("report", report)
         self._say_missing(missing)
         self.console.print(f"report: {link}/index.html", highlight=False)
         return EXIT_INCOMPLETE if missing else 0

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import manifest as manifests
-from pipeline.artifacts.manifest import FILE_NAME, Manifest
+from pipeline.artifacts.manifest import FILE_NAME, FileEntry, Manifest
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactError, ResourceError
 
@@ -52,27 +52,47 @@ class Artifact:
         path = self.folder / name
         if expected is None:
             raise ArtifactError(f"{self.folder} holds no file {name!r}", fix="It has: " + ", ".join(self.names()))
-        if self.storage and not path.is_file():
-            self.storage.download(f"{self.manifest.stage}/{self.fingerprint}/{name}", path)
-            if manifests.sha256_of(path) != expected.sha256:
-                path.unlink()
-                raise self._torn(name, "does not have the sha256 that its manifest says")
-        if not path.is_file() or path.stat().st_size != expected.bytes:
+        if path.is_file() and path.stat().st_size == expected.bytes:
+            return path
+        if self.storage is None:
             raise self._torn(name, f"has not the {expected.bytes} bytes that its manifest says")
+        return self._download(expected, path)
+
+    def _download(self, expected: FileEntry, path: Path) -> Path:
+        """Have a file of the storage here, in the place of a damaged copy if there is one."""
+        assert self.storage
+        self.storage.download(f"{self.below}/{expected.name}", path)
+        if manifests.sha256_of(path) != expected.sha256:
+            path.unlink()
+            raise self._torn(expected.name, "does not have the sha256 that its manifest says")
         return path
+
+    @property
+    def below(self) -> str:
+        """Its folder, from the store's root."""
+        return f"{self.manifest.stage}/{self.fingerprint}"
 
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         names = [entry.name for entry in self.manifest.files]
         return [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
 
     def verify(self) -> None:
-        """Hash every file. Raises ArtifactError at the first that differs from the manifest."""
+        """Hash every file. Raises ArtifactError at the first that differs from the manifest.
+
+        Of a storage's artifact that is the copy here, which is fetched again where it differs.
+        """
         for entry in self.manifest.files:
-            if manifests.sha256_of(self.file(entry.name)) != entry.sha256:
+            self.verify_file(entry)
+
+    def verify_file(self, entry: FileEntry) -> None:
+        path = self.file(entry.name)
+        if manifests.sha256_of(path) != entry.sha256:
+            if self.storage is None:
                 raise self._torn(entry.name, "does not have the sha256 that its manifest says")
+            self._download(entry, path)
 
     def _torn(self, name: str, why: str) -> ArtifactError:
-        place = f"{self.storage.url}/{self.manifest.stage}/{self.fingerprint}" if self.storage else str(self.folder)
+        place = f"{self.storage.url}/{self.below}" if self.storage else str(self.folder)
         return ArtifactError(
             f"{place}/{name} is damaged: it {why}", fix=f"Delete {place} and run again: it is made anew."
         )
@@ -97,14 +117,12 @@ class Store:
         return self.storage.url if self.storage else str(self.root)
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The artifact, or None when it was never published."""
-        folder = self.root / stage / fingerprint
+        """The artifact, or None when it was never published. Raises ArtifactError when its manifest is damaged."""
+        folder, place = self.root / stage / fingerprint, f"{self.place}/{stage}/{fingerprint}"
         text = self._read(f"{stage}/{fingerprint}/{FILE_NAME}")
         if text is None:
             return None
-        return Artifact(
-            folder, Manifest.from_json(text.decode("utf-8"), f"{self.place}/{stage}/{fingerprint}"), self.storage
-        )
+        return Artifact(folder, Manifest.from_json(text.decode("utf-8", "replace"), place), self.storage)
 
     def get(self, stage: str, fingerprint: str) -> Artifact:
         artifact = self.find(stage, fingerprint)
@@ -188,8 +206,8 @@ class Store:
     def publish(self, making: Path, recipe: Mapping[str, Any], summary: dict[str, Any], provenance: Any) -> Artifact:
         """Seal `making`: write the manifest last, rename the folder into place, drop the scratch folder.
 
-        `recipe` has the manifest's stage, version, fingerprint, settings, inputs and outside. If somebody else published the same
-        fingerprint meanwhile, theirs stays.
+        `recipe` has the manifest's stage, version, fingerprint, settings, inputs and outside, and the inputs' seals. If somebody
+        else published the same fingerprint meanwhile, theirs stays.
         """
         try:
             files = manifests.list_files(making)
@@ -252,9 +270,22 @@ class Store:
         new.replace(link)
         if not self.storage:
             return str(link)
-        place = f"{artifact.manifest.stage}/{artifact.fingerprint}"
-        self.write_note(run_name, f"{name}.json", json.dumps({"artifact": place}).encode())
-        return f"{self.place}/{place}"
+        self.write_note(run_name, f"{name}.json", json.dumps({"artifact": artifact.below}).encode())
+        return f"{self.place}/{artifact.below}"
+
+    def linked(self, run_name: str, name: str) -> str:
+        """Where `runs/<run>/<name>` leads, as `<stage>/<fingerprint>`; empty where there is no such link."""
+        if self.storage:
+            note = self.read_note(run_name, f"{name}.json")
+            return json.loads(note)["artifact"] if note else ""
+        link = self.run_folder(run_name) / name
+        return "/".join(link.readlink().parts[-2:]) if link.is_symlink() else ""
+
+    def leads_to(self, run_name: str, name: str, artifact: Artifact) -> bool:
+        """Whether `link` has made `runs/<run>/<name>` lead to the artifact, and it still does."""
+        if self.storage:
+            return self.linked(run_name, name) == artifact.below
+        return (self.run_folder(run_name) / name).resolve() == artifact.folder.resolve()
 
     def unlink_others(self, run_name: str, planned: Mapping[str, str]) -> None:
         """Take away the links by which an earlier sweep of this name led elsewhere; `planned` are fingerprints by step.

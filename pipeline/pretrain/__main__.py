@@ -54,7 +54,7 @@ def train_cell(cell: Cell) -> int:
     store = runtime.open_store(config.runtime.store)
     tokens = find_tokens(store, config)
     settings = STAGE.settings_of(config)
-    recipe = STAGE.recipe(settings, {"tokens": tokens.fingerprint})
+    recipe = STAGE.recipe(settings, {"tokens": tokens.fingerprint}) | {"input_seals": {"tokens": tokens.manifest.seal}}
     fingerprint = recipe["fingerprint"]
     context = Context(store, config.runtime, config.name, f"{cell.name}/pretrain", fingerprint, TrackerSpec())
     with store.claim(fingerprint) if _rank() == 0 else nullcontext():  # a sweep may be at it too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts.manifest import Manifest
 from pipeline.cli import main
 from tests.browser import complaints, needs_browser, open_neurons, opened_browser
 from tests.e2e.sweeps import planned, sweep
@@ -88,6 +90,25 @@ def test_a_flipped_byte_is_told_and_nothing_is_built_on_it(swept: Path, tmp_path
     assert result.returncode == 3
     assert "is damaged" in result.stderr and str(shard.name) in result.stderr
     assert len(result.stderr.strip().splitlines()) == 2
+
+
+def test_verify_knows_all_that_the_sweep_made_and_so_does_the_sweep(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(swept.parent / "store", store, symlinks=True, ignore=shutil.ignore_patterns("mlflow*"))
+    of_run = ("verify", "--run", "tiny", "--store", str(store))
+    assert main([*of_run]) == 0
+    assert "whole    report " in capsys.readouterr().out
+    path = next((store / "evaluate").glob("*/manifest.json"))
+    manifest = Manifest.from_json(path.read_text(), "")
+    path.write_text(dataclasses.replace(manifest, summary=manifest.summary | {"val_loss": 1.5}).to_json())
+    next((store / "report").glob("*/tables/cells.csv")).write_text("cell")
+    assert main([*of_run]) == 3
+    told = capsys.readouterr().out
+    assert told.count("DAMAGED") == 3 and "cells.csv is damaged" in told and "is not what report was made of" in told
+    result = sweep(swept, "--set", f"runtime.store={store}")
+    assert result.returncode == 3 and "another seal" in result.stderr
 
 
 def test_a_neuron_of_the_sweep_is_shown(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

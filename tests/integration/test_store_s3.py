@@ -12,7 +12,9 @@ from pipeline.artifacts.storage import Storage
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import ArtifactError, ClientError
 from pipeline.progress import Progress, read_progress
+from pipeline.verify import verify
 from tests.s3 import BUCKET, s3_server
+from tests.unit.test_verify import Run
 
 RECIPE = {"stage": "tokens", "version": 1, "fingerprint": "f00d", "settings": {}, "inputs": {}}
 
@@ -162,3 +164,33 @@ def test_links_of_an_earlier_sweep_are_taken_away_there_too(place: str, tmp_path
     store.unlink_others("run", {"a/pretrain": "f00d", "tokens": "0ther"})
     assert store.read_note("run", "a/pretrain.json") and not store.read_note("run", "tokens.json")
     assert store.read_note("run", "b/pretrain.json") is None
+
+
+def test_verify_looks_at_the_storage_and_not_at_the_copy_here(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Store.open(place, tmp_path / "here")
+    assert here.storage
+    Run(here)
+    assert verify(here, "c") == 0
+    assert verify(Store.open(place, tmp_path / "there"), "c") == 0
+    stages = ("tokens", "evaluate")
+    tokens, evaluate = (next(iter(here.all_of(stage))) for stage in stages)
+    here.storage.write(f"{tokens.below}/b.txt", b"c")
+    here.storage.write(f"{evaluate.below}/more.txt", b"c")
+    here.storage.delete(["runs/c/report.json"])
+    capsys.readouterr()
+    with pytest.raises(ArtifactError, match=r"3 of 4 steps of 'c' are not what was made: tokens, m/evaluate, report"):
+        verify(here, "c")
+    told = capsys.readouterr().out
+    assert all(said in told for said in ("b.txt is damaged", "more.txt is no file of it", "does not lead to it"))
+    assert tokens.file("b.txt").read_text() == "b" and not list((here.root / ".making").iterdir())
+
+
+def test_a_damaged_copy_here_is_fetched_again(place: str, tmp_path: Path) -> None:
+    artifact = publish(Store.open(place, tmp_path))
+    (artifact.folder / "small.txt").write_text("hel")
+    assert artifact.file("small.txt").read_text() == "hello"
+    (artifact.folder / "small.txt").write_text("hellO")
+    artifact.verify()
+    assert artifact.file("small.txt").read_text() == "hello"

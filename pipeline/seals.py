@@ -1,0 +1,55 @@
+"""What a run's artifacts were when it made or took them: `runs/<run>/seals.json`, kept by the driver, read by `verify`.
+
+A manifest tells whether its files were changed, and seals itself; this list tells of a manifest that was sealed again, and of an
+artifact that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.errors import ArtifactError
+
+NOTE = "seals.json"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """Of one step's artifact: where it lies in the store, and the digest of its content (`Manifest.seal`)."""
+
+    stage: str
+    fingerprint: str
+    seal: str
+
+
+def read_seals(store: Store, run: str) -> dict[str, Seal]:
+    """By step; none for a run that is older than the list. Raises ArtifactError when the list is damaged."""
+    data = store.read_note(run, NOTE)
+    try:
+        return {step: Seal(**fields) for step, fields in json.loads(data or b"{}").items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{store.place}/runs/{run}/{NOTE} is damaged ({type(error).__name__}: {error})",
+            fix="Delete it and run the sweep again, which writes down what is there then.",
+        ) from error
+
+
+def note_seal(store: Store, run: str, step: str, artifact: Artifact) -> None:
+    """Write down what a step's artifact is."""
+    seals = read_seals(store, run)
+    new = Seal(artifact.manifest.stage, artifact.fingerprint, artifact.manifest.seal)
+    if seals.get(step) != new:
+        told = {name: asdict(seal) for name, seal in sorted((seals | {step: new}).items())}
+        store.write_note(run, NOTE, json.dumps(told, indent=1).encode())
+
+
+def check_seal(seals: dict[str, Seal], step: str, artifact: Artifact, place: str) -> None:
+    """Raise ArtifactError when an artifact is not what it was when it was written down; `place` is the store's."""
+    noted = seals.get(step)
+    if noted and noted.fingerprint == artifact.fingerprint and noted.seal != artifact.manifest.seal:
+        raise ArtifactError(
+            f"{place}/{artifact.below} is not what it was when this run made or took it: its manifest has another seal",
+            fix=f"Bring it back, or delete it and run again. If it was made anew on purpose: delete the run's {NOTE} instead.",
+        )

@@ -1,0 +1,160 @@
+"""`python -m pipeline verify`: whether everything that a run made is what it was made as, the report among it.
+
+Every file is hashed and every manifest's own seal looked at; what was made of an artifact, and the run's own list, tell of a
+manifest that was sealed again. All that is wrong is named, not the first alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from pipeline.artifacts.manifest import FILE_NAME, fingerprint_of
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.browse import planned
+from pipeline.errors import ArtifactError
+from pipeline.seals import Seal, check_seal, read_seals
+
+REPORT = "report"
+EXIT_INCOMPLETE = 10  # nothing is damaged, but not everything is made: the code with which such a sweep ends
+AGAIN = "Run the sweep again: it is made anew."
+
+
+def verify(store: Store, run: str) -> int:
+    """Print a line a step; 0 when all is whole, 10 when steps are not made yet. Raises ArtifactError when anything is damaged."""
+    found = _look(store, run)
+    damaged = []
+    for step in found.places:
+        faults = list(found.faults(step))
+        if faults:
+            damaged.append(step)
+        elif artifact := found.artifacts.get(step):
+            told = (
+                "" if artifact.manifest.is_sealed else "; its manifest has no seal: it was made before there were any"
+            )
+            size, count = artifact.manifest.total_bytes, len(artifact.manifest.files)
+            print(f"whole    {step}  {size:,} bytes in {count} files{told}", flush=True)
+        else:
+            print(f"not made {step}", flush=True)
+        for fault in faults:
+            print(f"DAMAGED  {step}  {fault.what}\n         {fault.fix}", flush=True)
+    if damaged:
+        told = f"{len(damaged)} of {len(found.places)} steps of {run!r} are not what was made: {', '.join(damaged)}"
+        raise ArtifactError(told, fix="What to do is said at each.")
+    return 0 if len(found.artifacts) == len(found.places) else EXIT_INCOMPLETE
+
+
+@dataclass
+class _Look:
+    """What a run has in the store, and what there is to be said of it."""
+
+    store: Store
+    run: str
+    places: Mapping[str, tuple[str, str]]  # stage and fingerprint of every planned step, and of the report
+    seals: Mapping[str, Seal]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)  # those with a manifest that can be read
+    unreadable: dict[str, ArtifactError] = field(default_factory=dict)
+
+    def faults(self, step: str) -> Iterator[ArtifactError]:
+        """Everything that is wrong with one step's artifact."""
+        if step in self.unreadable:
+            yield self.unreadable[step]
+        artifact = self.artifacts.get(step)
+        if artifact is None:
+            seal = self.seals.get(step)
+            if step not in self.unreadable and seal and (seal.stage, seal.fingerprint) == self.places[step]:
+                yield ArtifactError(f"{self._place(step)} was made and is gone", fix=AGAIN)
+            return
+        yield from self._manifest_faults(step, artifact)
+        yield from self._file_faults(artifact)
+        if step == REPORT:
+            yield from self._stale(artifact)
+        if step in self.seals and not self.store.leads_to(self.run, step, artifact):
+            link = f"{self.store.place}/runs/{self.run}/{step}"
+            yield ArtifactError(f"{link} does not lead to it", fix="Run the sweep again: the link is made anew.")
+
+    def _manifest_faults(self, step: str, artifact: Artifact) -> Iterator[ArtifactError]:
+        manifest, place = artifact.manifest, self._place(step)
+        fix = f"Delete {place} and run again: it is made anew."
+        if (manifest.stage, manifest.fingerprint) != self.places[step]:
+            told = f"{place} holds the manifest of {manifest.stage}/{manifest.fingerprint}"
+            yield ArtifactError(told, fix=fix)
+        elif fingerprint_of(asdict(manifest)) != manifest.fingerprint:
+            yield ArtifactError(f"{place}: its manifest's settings are not those of its fingerprint", fix=fix)
+        try:
+            check_seal(dict(self.seals), step, artifact, self.store.place)
+        except ArtifactError as error:
+            yield error
+        if others := self._made_of_another(artifact):
+            told = f"{place} is not what {', '.join(others)} {'was' if len(others) == 1 else 'were'} made of"
+            yield ArtifactError(
+                told,
+                fix="Bring it back; or delete the folder that was changed, or else those that were made of it, and run again.",
+            )
+
+    def _made_of_another(self, artifact: Artifact) -> list[str]:
+        """The steps that read this artifact when its content was another."""
+        found = []
+        for step, other in self.artifacts.items():
+            names = [name for name, of in other.manifest.inputs.items() if of == artifact.fingerprint]
+            read = {other.manifest.input_seals.get(name, artifact.manifest.seal) for name in names}
+            if read - {artifact.manifest.seal}:
+                found.append(step)
+        return found
+
+    def _file_faults(self, artifact: Artifact) -> Iterator[ArtifactError]:
+        """Files that are torn, missing or too many. Those of an object storage are fetched anew, one at a time."""
+        fetched = self.store.making_folder("verify") if self.store.storage else None
+        hashed = replace(artifact, folder=fetched) if fetched else artifact
+        try:
+            for entry in artifact.manifest.files:
+                try:
+                    hashed.verify_file(entry)
+                except ArtifactError as error:
+                    yield error
+                if fetched:
+                    (fetched / entry.name).unlink(missing_ok=True)
+        finally:
+            if fetched:
+                shutil.rmtree(fetched, ignore_errors=True)
+        for name in sorted(self._names(artifact) - set(artifact.names()) - {FILE_NAME}):
+            place = f"{self.store.place}/{artifact.below}"
+            yield ArtifactError(f"{place}/{name} is no file of it: it was put there later", fix="Delete that file.")
+
+    def _names(self, artifact: Artifact) -> set[str]:
+        """Every file that lies there, relative to the artifact's folder."""
+        if self.store.storage:
+            below = artifact.below + "/"
+            return {name.removeprefix(below) for name in self.store.storage.names(below)}
+        files = (path for path in artifact.folder.rglob("*") if path.is_file() or path.is_symlink())
+        return {path.relative_to(artifact.folder).as_posix() for path in files}
+
+    def _stale(self, report: Artifact) -> Iterator[ArtifactError]:
+        """A report of other artifacts than the run's: of an earlier configuration, or from before a missing step was made."""
+        own = {step: artifact.fingerprint for step, artifact in self.artifacts.items() if step != REPORT}
+        read = report.manifest.inputs
+        gone = {step for step, fingerprint in read.items() if self.places.get(step, ("", ""))[1] != fingerprint}
+        if differing := sorted(gone | {step for step in own if step not in read}):
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            told = f"the report was made before, of other artifacts than the run's: {', '.join(differing[:3])}{more}"
+            yield ArtifactError(told, fix="Run the sweep again to its end: a new report is made.")
+
+    def _place(self, step: str) -> str:
+        return "/".join((self.store.place, *self.places[step]))
+
+
+def _look(store: Store, run: str) -> _Look:
+    """Read every manifest. Raises ArtifactError when there is no such run."""
+    places = {step: (recipe["stage"], recipe["fingerprint"]) for step, recipe in planned(store, run).items()}
+    seals = read_seals(store, run)
+    linked = store.linked(run, REPORT)  # a run that is older than the list of seals has the link alone
+    report = seals.get(REPORT) or Seal(REPORT, linked.rpartition("/")[2], "")
+    found = _Look(store, run, places | {REPORT: (report.stage, report.fingerprint)}, seals)
+    for step, (stage, fingerprint) in found.places.items():
+        try:
+            if fingerprint and (artifact := store.find(stage, fingerprint)):
+                found.artifacts[step] = artifact
+        except ArtifactError as error:
+            found.unreadable[step] = error
+    return found
