@@ -37,7 +37,7 @@ def test_seeds_are_replicas_and_lambda_is_a_variant(sweep: SyntheticSweep) -> No
     assert study.has_replicas
     assert [cell.series for cell in study.cells] == ["CRATE (lambda_sparsity 0.1)"] * 2 + [
         "CRATE (lambda_sparsity 0.2)",
-        "GPT-2 (lambda_sparsity 0.1)",
+        "GPT-2",  # which has no lambda
     ]
     series = all_series(study, "parameters")[0]
     sizes, means = series.means
