@@ -130,9 +130,10 @@ class Sweep:
         self.wanted = plan(self.loaded, self.until)
         self.kept = kept(self.wanted, self.store)
         configs = {cell.name: cell.config for cell in self.plan.cells}
+        told: dict[str, None] = {}  # each sentence once
         for name, step in self.wanted.steps.items():
             if name not in self.kept:
-                step.stage.check(configs.get(step.cell, config))
+                told |= dict.fromkeys(step.stage.check(configs.get(step.cell, config)) or ())
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
         self._prepare_run()
@@ -142,6 +143,8 @@ class Sweep:
             f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )
+        for sentence in told:
+            self.console.print(f"[yellow]mind[/]: {sentence}", highlight=False, soft_wrap=True)
         if to_make == 0 and self.until != "report":
             return self._say_part({})
         if to_make == 0 and (done := self._finished_report()):

@@ -1,7 +1,7 @@
 """From neurons' scores to a layer's and a model's: means, variances over layers, intervals, always beside their coverage.
 
 Two conventions for a model's mean. `corrected` takes all layers. `paper` is the published tables': layer scores are first rounded
-to 0.1 point (a point is 0.01 of correlation), and in models of six layers or more the last layer is left out.
+to 0.1 point (a point is 0.01 of correlation), and a model's last layer is left out from six layers on, whichever were read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def interval(means: np.ndarray) -> tuple[float, float] | tuple[None, None]:
 def paper_mean_and_variance(layer_scores: Sequence[float | None]) -> tuple[float, float] | tuple[None, None]:
     """Mean and population variance over layers as the paper's tables have them; correlations in, correlations out.
 
-    A score is None where a layer has none; the last layer is left out by its place, whether it has one or not.
+    `layer_scores` has all of the model's layers, None for one without a score or not read: the last is left out by its place.
 
     *Source:* shown to reproduce every mean and variance of the published table from the published layer scores, to rounding.
     """
@@ -74,14 +74,15 @@ def mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tu
     return float(np.mean(layer_scores)), float(np.var(layer_scores))
 
 
-def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarray]) -> dict[str, Any]:
-    """One metric over the layers of a family: `rows` are layer rows in the order of layers, `bootstraps` their resampled means.
+def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarray], n_layer: int) -> dict[str, Any]:
+    """One metric over the layers read of a model of `n_layer`: their `rows`, in order, and `bootstraps`, their resampled means.
 
     A layer without any scored neuron is left out of the means and shows in `n_layers_scored`.
     """
     scored = [row["mean"] for row in rows if row["mean"] is not None]
     value, variance = mean_and_variance(scored)
-    paper_value, paper_variance = paper_mean_and_variance([row["mean"] for row in rows])
+    means = {row["layer"]: row["mean"] for row in rows}
+    paper_value, paper_variance = paper_mean_and_variance([means.get(layer) for layer in range(n_layer)])
     there = [means for means in bootstraps if len(means)]
     low, high = interval(np.mean(there, axis=0)) if there else (None, None)
     neurons = sum(row["n_neurons"] for row in rows)
@@ -93,6 +94,7 @@ def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarra
         "coverage": sum(row["n_scored"] for row in rows) / neurons if neurons else 0.0,
         "n_neurons": neurons,
         "n_layers": len(rows),
+        "n_layers_of_model": n_layer,
         "n_layers_scored": len(scored),
         "mean_paper": paper_value,
         "variance_paper": paper_variance,
