@@ -20,7 +20,7 @@ from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_strings
 from pipeline.interpret.basis import Basis, Part, by_kind, layer_facts, model_facts
 from pipeline.interpret.excerpts import Metric, needed_selections
-from pipeline.interpret.statistics import bootstrap_means, layer_row, model_summary
+from pipeline.interpret.statistics import layer_estimate, layer_row, model_summary
 from tests.corpus import documents
 
 METRICS = ("top_and_random", "random_only", "anthropic")
@@ -169,20 +169,20 @@ def write_interpret(
                 "null_empty": pa.nulls(n, pa.float64()),
             }
             parts.append(pa.table(columns).cast(SCORE_SCHEMA))
-            bootstrap = bootstrap_means(scores, 100, rng)
+            estimate = layer_estimate(scores, 100, rng)
             row = {"site": site, "layer": layer, "metric": metric, "n_units": n}
-            row |= layer_row(scores, status.tolist(), bootstrap)
+            row |= layer_row(scores, status.tolist(), estimate)
             row |= layer_facts(basis, np.full(n, 640), ~np.isnan(scores))
             nulls = {"null_other": 0.001, "null_shuffled": 0.0, "null_empty": None}
             counts = {"n_null_other": row["n_scored"], "n_null_shuffled": row["n_scored"], "n_null_empty": 0}
             rows.append(row | nulls | counts)
-            for kept, new in zip(by_metric[metric], (row, bootstrap, (basis, ~np.isnan(scores))), strict=True):
+            for kept, new in zip(by_metric[metric], (row, estimate, (basis, ~np.isnan(scores))), strict=True):
                 kept.append(new)
         tables.append(pa.concat_tables(parts))
     write_scores(folder, tables, rows)
     metrics, excerpts = {}, {}
-    for metric, (of_layers, bootstraps, bases) in by_metric.items():
-        metrics[metric] = model_summary(of_layers, bootstraps, model.n_layer) | model_facts(of_layers)
+    for metric, (of_layers, estimates, bases) in by_metric.items():
+        metrics[metric] = model_summary(of_layers, estimates, model.n_layer) | model_facts(of_layers)
         excerpts[metric] = by_kind(bases)
     family = "code" if sites[0][0].startswith("code-l") and sites[0][0].count("-") == 1 else "code-1x"
     told = {"judge": "token table (offline, no LLM)", "protocol": "corrected", "excerpts": {family: excerpts}}

@@ -45,7 +45,7 @@ LAYER_SCHEMA = pa.schema(
         "layer": pa.int32(),
         "metric": pa.string(),
         "mean": pa.float64(),  # over scored neurons; null if there is none
-        "low": pa.float64(),  # 95 % bootstrap interval of the mean, over neurons
+        "low": pa.float64(),  # 95 % interval of the mean, over neurons; null where they are too few or all alike
         "high": pa.float64(),
         "std": pa.float64(),  # over scored neurons
         "n_scored": pa.int32(),

@@ -19,11 +19,11 @@ from pipeline.interpret.basis import Basis, layer_facts
 from pipeline.interpret.excerpts import Chosen, LayerExcerpts, Metric, choose, needed_selections
 from pipeline.interpret.reading import Site
 from pipeline.interpret.scoring import Status
+from pipeline.intervals import Estimate
 
 if TYPE_CHECKING:
     from pipeline.interpret.stage import Settings
 
-FEWEST_FOR_INTERVAL = 20  # scored neurons; an interval of fewer is narrow by chance: that of one has no width
 NULLS = ("null_other", "null_shuffled", "null_empty")
 Columns = dict[str, Any]  # columns of the neurons' table for one metric, and their `basis`
 
@@ -64,8 +64,8 @@ class SiteScores:
     site: str
     layer: int
     neurons: pa.Table
-    rows: dict[str, dict[str, Any]]  # by metric, as are the resampled means and what was explained and scored
-    bootstraps: dict[str, np.ndarray]
+    rows: dict[str, dict[str, Any]]  # by metric, as are the estimates of the means and what was explained and scored
+    estimates: dict[str, Estimate | None]
     basis: dict[str, tuple[Basis, np.ndarray]]  # of all neurons, and which of them have a score
 
 
@@ -102,18 +102,18 @@ def score_site(
 
 
 def _site_scores(config: InterpretConfig, seed: int, site: Site, columns: dict[str, Columns]) -> SiteScores:
-    rows, bootstraps, basis = {}, {}, {}
+    rows, estimates, basis = {}, {}, {}
     for metric, of_metric in columns.items():
         rng = _generator(seed, site.name, metric)
-        bootstraps[metric] = statistics.bootstrap_means(of_metric["score"], config.bootstrap, rng)
+        estimates[metric] = statistics.layer_estimate(of_metric["score"], config.bootstrap, rng)
         basis[metric] = of_metric["basis"], ~np.isnan(of_metric["score"])
         rows[metric] = {"site": site.name, "layer": site.layer, "metric": metric, "n_units": site.n_neurons}
-        rows[metric] |= statistics.layer_row(of_metric["score"], of_metric["status"], bootstraps[metric])
+        rows[metric] |= statistics.layer_row(of_metric["score"], of_metric["status"], estimates[metric])
         rows[metric] |= layer_facts(of_metric["basis"], of_metric["n_tokens"], basis[metric][1])
         rows[metric] |= {name: statistics.mean(of_metric[name]) for name in NULLS}
         rows[metric] |= {f"n_{name}": int(np.count_nonzero(~np.isnan(of_metric[name]))) for name in NULLS}
     tables = [_table(site.name, site.layer, metric, of_metric) for metric, of_metric in columns.items()]
-    return SiteScores(site.name, site.layer, pa.concat_tables(tables), rows, bootstraps, basis)
+    return SiteScores(site.name, site.layer, pa.concat_tables(tables), rows, estimates, basis)
 
 
 def _generator(seed: int, *names: object) -> np.random.Generator:
@@ -121,7 +121,7 @@ def _generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int) -> bool:
-    """Whether the 95 % interval of every metric's mean so far is within +- half_width, of neurons enough to tell.
+    """Whether every metric's mean so far has a 95 % interval, and it is within +- half_width.
 
     A metric whose excerpts no neuron has is not waited for.
     """
@@ -129,9 +129,8 @@ def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int)
         if not any(chunk["basis"].enough().any() for chunk in chunks):
             continue
         scores = np.concatenate([chunk["score"] for chunk in chunks])
-        if np.count_nonzero(~np.isnan(scores)) < FEWEST_FOR_INTERVAL:
-            return False
-        low, high = statistics.interval(statistics.bootstrap_means(scores, config.bootstrap, _generator(seed, metric)))
+        estimate = statistics.layer_estimate(scores, config.bootstrap, _generator(seed, metric))
+        low, high = statistics.interval([estimate], [int(np.count_nonzero(~np.isnan(scores)))])
         if low is None or high is None or high - low > 2 * config.half_width:
             return False
     return True

@@ -60,8 +60,8 @@ def summary(scored: list[SiteScores], settings: Settings) -> Summary:
         layers = [site for site in scored if family_of(site.site) == name]
         families[name], excerpts[name] = {}, {}
         for metric in layers[0].rows:
-            rows, means = [site.rows[metric] for site in layers], [site.bootstraps[metric] for site in layers]
-            families[name][metric] = model_summary(rows, means, settings.model.n_layer) | model_facts(rows)
+            rows, estimates = [site.rows[metric] for site in layers], [site.estimates[metric] for site in layers]
+            families[name][metric] = model_summary(rows, estimates, settings.model.n_layer) | model_facts(rows)
             excerpts[name][metric] = by_kind([site.basis[metric] for site in layers])
     last: dict[str, Any] = next(reversed(families.values()), {})
     return {"protocol": settings.interpret.protocol, "metrics": last, "families": families, "excerpts": excerpts}

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.interpret.scoring import Status
+from pipeline.intervals import Estimate, bootstrap_means, of_resamples, over_layers
 
 PAPER_LEAVES_OUT_LAST_FROM = 6  # layers
 
 
-def layer_row(scores: np.ndarray, statuses: Sequence[str], bootstrap: np.ndarray) -> dict[str, Any]:
-    """Statistics of one layer and metric. `scores` (neurons,) is NaN for neurons without one; `bootstrap` are drawn means."""
+def layer_row(scores: np.ndarray, statuses: Sequence[str], estimate: Estimate | None) -> dict[str, Any]:
+    """Statistics of one layer and metric. `scores` (neurons,) is NaN for neurons without one; `estimate` is of their mean.
+
+    `low` and `high` are None where the scored neurons are too few or all alike.
+    """
     scored = scores[~np.isnan(scores)]
     counts = Counter(statuses)
-    low, high = interval(bootstrap)
+    low, high = interval([estimate], [len(scored)])
     return {
         "mean": mean(scores),
         "low": low,
@@ -39,21 +43,21 @@ def mean(values: np.ndarray) -> float | None:
     return float(there.mean()) if len(there) else None
 
 
-def bootstrap_means(scores: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means (resamples,) of the scored neurons drawn anew with replacement; empty when there are none."""
-    scored = scores[~np.isnan(scores)]
-    if not len(scored):
-        return np.empty(0)
-    draws = rng.integers(0, len(scored), (resamples, len(scored)), dtype=np.int32)
-    return scored[draws].mean(axis=1)
+def layer_estimate(scores: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate | None:
+    """Of a layer's mean score, over neurons drawn anew."""
+    value = mean(scores)
+    if value is None:
+        return None
+    return of_resamples(value, bootstrap_means(scores, resamples, rng), int(np.count_nonzero(~np.isnan(scores))))
 
 
-def interval(means: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % percentile interval of resampled means."""
-    if not len(means):
+def interval(estimates: Sequence[Estimate | None], counts: Sequence[int]) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of the mean over layers, each of `counts` scored neurons; no further than scores can go."""
+    found = over_layers(estimates, counts)
+    if found is None:
         return None, None
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    low, high = found.interval
+    return max(low, -1.0), min(high, 1.0)
 
 
 def paper_mean_and_variance(layer_scores: Sequence[float | None]) -> tuple[float, float] | tuple[None, None]:
@@ -74,8 +78,8 @@ def mean_and_variance(layer_scores: Sequence[float]) -> tuple[float, float] | tu
     return float(np.mean(layer_scores)), float(np.var(layer_scores))
 
 
-def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarray], n_layer: int) -> dict[str, Any]:
-    """One metric over the layers read of a model of `n_layer`: their `rows`, in order, and `bootstraps`, their resampled means.
+def model_summary(rows: Sequence[dict[str, Any]], estimates: Sequence[Estimate | None], n_layer: int) -> dict[str, Any]:
+    """One metric over the layers read of a model of `n_layer`: their `rows`, in order, and `estimates` of their means.
 
     A layer without any scored neuron is left out of the means and shows in `n_layers_scored`.
     """
@@ -83,8 +87,8 @@ def model_summary(rows: Sequence[dict[str, Any]], bootstraps: Sequence[np.ndarra
     value, variance = mean_and_variance(scored)
     means = {row["layer"]: row["mean"] for row in rows}
     paper_value, paper_variance = paper_mean_and_variance([means.get(layer) for layer in range(n_layer)])
-    there = [means for means in bootstraps if len(means)]
-    low, high = interval(np.mean(there, axis=0)) if there else (None, None)
+    there = [(e, row["n_scored"]) for e, row in zip(estimates, rows, strict=True) if row["mean"] is not None]
+    low, high = interval([e for e, _ in there], [count for _, count in there])
     neurons = sum(row["n_neurons"] for row in rows)
     return {
         "mean": value,

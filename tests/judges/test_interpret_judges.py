@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from interpret_world import planted
 from interpret_world import settings as interpret_settings
@@ -123,30 +122,6 @@ def test_offline_tasks_give_what_this_process_gives(world, ray_cluster, tmp_path
         assert [row["score"] for row in best] == sorted((row["score"] for row in mine), reverse=True)[:2]
     (layer,) = [row for row in scores.layers().to_pylist() if row["metric"] == "anthropic"]
     assert layer["mean"] == summary["metrics"]["anthropic"]["mean"]
-
-
-def test_a_sample_grows_until_its_interval_is_narrow(world, monkeypatch):
-    _, tokens, records, _ = world
-    from pipeline.interpret import layer, token_table
-
-    class OneByOne(token_table.TokenTableJudge):
-        chunk = 1
-
-    def neurons(half_width):
-        from pipeline.artifacts.tokens import TokenSplit
-        from pipeline.artifacts.vocabulary import token_strings
-        from pipeline.interpret.reading import read_excerpts
-
-        site = sites_of(records)[0]
-        settings = interpret_settings(InterpretConfig(half_width=half_width), window=12)
-        excerpts = read_excerpts(records, site, np.arange(3), settings.activations)
-        judge = OneByOne(token_strings(), chunk=1)
-        result = layer.score_site(settings, site, excerpts, TokenSplit(tokens, "val"), judge)
-        return result.rows["anthropic"]["n_neurons"]
-
-    assert neurons(0.0) == 3 and neurons(1.0) == 3, "too few neurons for an interval"
-    monkeypatch.setattr(layer, "FEWEST_FOR_INTERVAL", 2)
-    assert neurons(1.0) == 2 and neurons(1e-9) == 3
 
 
 def test_a_real_judge_end_to_end(world, smollm2):
