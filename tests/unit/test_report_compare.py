@@ -129,9 +129,8 @@ def scored(store: Store, name: str, neurons: np.ndarray, scores: np.ndarray, **r
         columns = {"site": ["code-l0"] * len(neurons), "layer": np.zeros(len(neurons), int), "neuron": neurons}
         columns |= {"metric": ["random_only"] * len(neurons), "score": pa.array(scores, mask=missing)}
         columns |= {"status": np.where(missing, "refused", "scored")}
-        columns |= {f.name: pa.nulls(len(neurons), pa.float64()) for f in NEURON_SCHEMA if f.name not in columns}
-        table = pa.table(columns).select(NEURON_SCHEMA.names)
-        write_scores(folder, [table.set_column(7, "explanation", pa.nulls(len(neurons), pa.string()))], [])
+        columns |= {f.name: pa.nulls(len(neurons), f.type) for f in NEURON_SCHEMA if f.name not in columns}
+        write_scores(folder, [pa.table(columns).select(NEURON_SCHEMA.names)], [])
         return {"judge": "made up"}
 
     return publish(store, "interpret", name, write, **recipe)
