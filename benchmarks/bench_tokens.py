@@ -81,7 +81,7 @@ def ours(corpus: Path, work: Path) -> dict:
     from pipeline import runtime
     from pipeline.artifacts.store import Artifact, Store
     from pipeline.config import RuntimeConfig, TokensConfig
-    from pipeline.stage import Context, canonical
+    from pipeline.stage import Context
     from pipeline.tokens import stage
     from pipeline.tracking import TrackerSpec
 
@@ -93,17 +93,10 @@ def ours(corpus: Path, work: Path) -> dict:
 
     def make(**sources: tuple[str, ...]) -> tuple[dict, Artifact]:
         settings = stage.TokensSettings(TokensConfig(source="jsonl", **sources))
-        fingerprint = stage.STAGE.fingerprint(settings, {})
-        context = Context(Store(work), RuntimeConfig(), "bench", "tokens", fingerprint, TrackerSpec())
-        making = context.store.making_folder(fingerprint)
+        recipe = stage.STAGE.recipe(settings, {})
+        context = Context(Store(work), RuntimeConfig(), "bench", "tokens", recipe["fingerprint"], TrackerSpec())
+        making = context.store.making_folder(recipe["fingerprint"])
         summary = stage.run(settings, {}, making, context)
-        recipe = {
-            "stage": "tokens",
-            "version": stage.STAGE.version,
-            "settings": canonical(settings),
-            "inputs": {},
-            "fingerprint": fingerprint,
-        }
         return summary, context.store.publish(making, recipe, summary, {})
 
     make(train=(str(corpus / SMALL / "*.jsonl"),))

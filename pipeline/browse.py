@@ -37,6 +37,11 @@ def artifact_of(store: Store, run: str, step: str) -> Artifact:
     return artifact
 
 
+def text_of(store: Store, run: str, step: str) -> Artifact:
+    """The tokens that a step of a run reads: another grid cell may read others."""
+    return store.get("tokens", planned(store, run)[step]["inputs"]["tokens"])
+
+
 def artifact_if_made(store: Store, run: str, step: str) -> Artifact | None:
     """The artifact of one step of a run; None when it is not made yet or the run has no such step."""
     recipe = planned(store, run).get(step)
@@ -115,7 +120,8 @@ def _training(store: Store, run: str, cell: str | None) -> tuple[str, dict[str, 
         raise ArtifactError(f"the run {run!r} has no cell {cell!r}", fix=f"It has: {', '.join(found)}.")
     named = {cell: found[cell]} if cell else found
     settings = [recipe["settings"] for recipe in named.values()]
-    if len({(s["seed"], s["model"]["n_ctx"], s["pretrain"]["batch_tokens"]) for s in settings}) != 1:
+    texts = {recipe["inputs"]["tokens"] for recipe in named.values()}
+    if len(texts) * len({(s["seed"], s["model"]["n_ctx"], s["pretrain"]["batch_tokens"]) for s in settings}) != 1:
         raise ConfigError(
             f"the {len(found)} cells of {run!r} do not take the same batches",
             fix=f"Name one with --cell: {', '.join(found)}.",
@@ -130,8 +136,9 @@ def export_neurons(store: Store, run: str, cell: str, folder: Path, layer: int |
     from pipeline.artifacts.tokens import TokenSplit
     from pipeline.artifacts.vocabulary import token_strings
 
-    records = Records(artifact_of(store, run, f"{cell}/activations"))
-    split, strings = TokenSplit(artifact_of(store, run, "tokens"), "val"), token_strings()
+    step = f"{cell}/activations"
+    records = Records(artifact_of(store, run, step))
+    split, strings = TokenSplit(text_of(store, run, step), "val"), token_strings()
     sites = records.sites if layer is None else [layer]
     count = sum(export_neuron_records(records, split, strings, folder, site) for site in sites)
     print(f"{folder}: {count} neurons")

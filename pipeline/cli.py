@@ -136,14 +136,14 @@ def _neuron_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _neuron(options: argparse.Namespace) -> int:
-    from pipeline.browse import artifact_if_made, artifact_of
+    from pipeline.browse import artifact_if_made, artifact_of, text_of
     from pipeline.report.one_neuron import print_neuron
     from pipeline.runtime import open_store
 
     store, cell = open_store(options.store), options.cell
     records, scores = ("features", "interpret_features") if options.features else ("activations", "interpret")
-    steps = {"tokens": "tokens", "records": f"{cell}/{records}"}
-    inputs = {role: artifact_of(store, options.run, step) for role, step in steps.items()}
+    step = f"{cell}/{records}"
+    inputs = {"records": artifact_of(store, options.run, step), "tokens": text_of(store, options.run, step)}
     judged = artifact_if_made(store, options.run, f"{cell}/{scores}")
     if judged:
         inputs["scores"] = judged

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from crate_model.config import ModelConfig
 
+
+def _distinct(values: Any) -> Any:
+    """Refuse a value given twice: two things of one name would be made, one over the other."""
+    twice = [value for value in values if values.count(value) > 1] if isinstance(values, tuple) else []
+    if twice:
+        raise ValueError(f"{twice[0]} stands here twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -75,7 +85,7 @@ class PretrainConfig(Section):
 
 class EvaluateConfig(Section):
     val_tokens: Count = 0  # 0: all of val
-    prompts: tuple[str, ...] = ("They saw some boats on the", "Beijing is the capital of")
+    prompts: Annotated[tuple[str, ...], Distinct] = ("They saw some boats on the", "Beijing is the capital of")
     top_words: Positive = 10
 
 
@@ -92,7 +102,7 @@ class ActivationsConfig(Section):
     per_quantile: Positive = 20  # excerpts kept a neuron and quantile bin
     quantile_tokens: Positive = 262_144  # of hash-chosen rows, on which the quantiles are measured; `paper`: all
     tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
-    layers: tuple[Count, ...] | Literal["all"] = "all"
+    layers: Annotated[tuple[Count, ...] | Literal["all"], Distinct] = "all"
     batch_rows: Positive = 8  # rows a forward pass: its shape changes rounding, so it belongs to the result
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -100,13 +110,21 @@ class ActivationsConfig(Section):
 class SAEConfigSection(Section):
     """Sparse autoencoders on a tap of each layer. Empty `expansions`: none are trained. The defaults are the paper's."""
 
-    expansions: tuple[Positive, ...] = ()  # features = expansion x the tap's width; the paper has 16
-    layers: tuple[Count, ...] | Literal["all"] = "all"
+    expansions: Annotated[
+        tuple[Positive, ...], Distinct
+    ] = ()  # features = expansion x the tap's width; the paper has 16
+    layers: Annotated[tuple[Count, ...] | Literal["all"], Distinct] = "all"
     tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
     variant: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
-    l1: tuple[Annotated[float, Field(ge=0)], ...] = (8e-5,)  # relu: coefficients of the L1 norm, one autoencoder each
-    k: tuple[Positive, ...] = (32,)  # topk and batchtopk: active features a token, one autoencoder each
-    l0: tuple[Annotated[float, Field(ge=0)], ...] = (1e-3,)  # jumprelu: coefficients of the L0, one autoencoder each
+    l1: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Distinct] = (
+        8e-5,
+    )  # relu: coefficients of the L1 norm, one autoencoder each
+    k: Annotated[tuple[Positive, ...], Distinct] = (
+        32,
+    )  # topk and batchtopk: active features a token, one autoencoder each
+    l0: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Distinct] = (
+        1e-3,
+    )  # jumprelu: coefficients of the L0, one autoencoder each
     total_tokens: Positive = 400_000_000
     batch_tokens: Positive = 4096  # an optimizer step
     buffer_tokens: Positive = 524_288  # activations of every tap held and shuffled at a time
@@ -142,7 +160,7 @@ class InterpretConfig(Section):
     """
 
     protocol: Literal["corrected", "paper"] = "corrected"
-    metrics: tuple[Literal["top_and_random", "random_only", "anthropic"], ...] = (
+    metrics: Annotated[tuple[Literal["top_and_random", "random_only", "anthropic"], ...], Distinct] = (
         "top_and_random",
         "random_only",
         "anthropic",
@@ -260,7 +278,8 @@ class RuntimeConfig(Section):
     judge_gpus: float = Field(1.0, gt=0)  # GPUs of one local judge; used where there are GPUs
 
 
-GridValues = dict[str, tuple[Any, ...]]
+GridValues = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
+OF_NO_RESULT = {"name", "grid", "report", "runtime"}  # of the whole sweep: no cell can have its own
 
 
 class Config(Section):
@@ -279,12 +298,21 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def of_results(self) -> dict[str, Any]:
+        """All that can change a result, as JSON values: two configurations that are equal in this make the same artifacts."""
+        return self.model_dump(mode="json", exclude=OF_NO_RESULT)
+
     @field_validator("checkpoint_step")
     @classmethod
     def _only_kept_weights_are_read(cls, step: int | str, told: ValidationInfo) -> int | str:
         recipe = told.data.get("pretrain")
         if isinstance(step, int) and recipe:
             n_steps = recipe.total_tokens // recipe.batch_tokens
+            if step == n_steps:  # the same weights, and one name for them
+                return "last"
+            if recipe.checkpoint:
+                raise ValueError("an imported model has its last weights only")
             if not recipe.keep_log_spaced:
                 raise ValueError("only the last weights are kept: set pretrain.keep_log_spaced: true to keep others")
             if step & (step - 1) or step > n_steps:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config
+from pipeline.config_grid import below, check_grids, check_overrides, points
+from pipeline.config_used import as_used
 from pipeline.errors import ConfigError
+from pipeline.naming import flat, names_of
 
 Tree = dict[str, Any]
 Places = dict[tuple[str, ...], str]  # key path -> "configs/quickstart.yaml:2" or "--set"
@@ -35,23 +38,22 @@ class LoadedConfig:
     places: Places
 
     def cells(self) -> list[Cell]:
-        """The grid's points, or the one model when there is no grid; equal points are merged."""
-        configs = []
-        for point in _points(self.config.grid):
-            tree = {key: value for key, value in self.tree.items() if key != "grid"}
-            for key, value in point.items():
-                tree = _with_value(tree, tuple(key.split(".")), value)
-            configs.append(
-                _validate(tree, self.places | {tuple(key.split(".")): self._place_of_grid() for key in point})
-            )
-        keys = sorted({key for grid in self.config.grid for key in grid} - {"model.architecture", "model.n_layer"})
-        cells: dict[str, Cell] = {}
-        for config in configs:
-            like = [other for other in configs if _model_name(other) == _model_name(config)]
-            varying = [key for key in keys if len({str(_value(other, key)) for other in like}) > 1]
-            name = "-".join([_model_name(config), *(f"{key.split('.')[-1]}{_value(config, key)}" for key in varying)])
-            cells.setdefault(name, Cell(name.replace("/", "_"), config))
-        return list(cells.values())
+        """The grid's points, or the one model when there is no grid; equal points are merged. Raises ConfigError."""
+        configs: dict[str, Config] = {}
+        for point in points(self.config.grid):
+            config = self._at(point)
+            configs.setdefault(json.dumps(config.of_results, sort_keys=True), config)
+        grid_keys = {key for grid in self.config.grid for key in grid}
+        values = [below(flat(config.of_results), grid_keys) for config in configs.values()]
+        names = names_of([_model_name(config) for config in configs.values()], values)
+        return [Cell(name, config) for name, config in zip(names, configs.values(), strict=True)]
+
+    def _at(self, point: Mapping[str, Any]) -> Config:
+        """The configuration at one point of the grid."""
+        tree, place = {key: value for key, value in self.tree.items() if key != "grid"}, self._place_of_grid()
+        for key, value in point.items():
+            tree = _with_value(tree, tuple(key.split(".")), value)
+        return as_used(_validate(tree, self.places | {tuple(key.split(".")): place for key in point}))
 
     def _place_of_grid(self) -> str:
         return self.places.get(("grid",), "grid")
@@ -60,6 +62,7 @@ class LoadedConfig:
 def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> LoadedConfig:
     """Read a YAML file and apply `key=value` overrides. Raises ConfigError."""
     tree, places = _read_yaml(path)
+    texts = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -69,8 +72,12 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Load
             )
         keys = tuple(key.strip().split("."))
         tree = _with_value(tree, keys, _parse_value(text, override))
+        places = {other: place for other, place in places.items() if other[: len(keys)] != keys}
         places[keys] = f"--set {override}"
+        texts.append((keys, override))
+    check_overrides(texts)
     config = _validate(tree, places)
+    check_grids(config.grid, dict(texts), places)
     loaded = LoadedConfig(config, tree, places)
     loaded.cells()  # a wrong grid is told now, not when its cell starts
     return loaded
@@ -144,22 +151,9 @@ def _with_value(tree: Tree, keys: tuple[str, ...], value: Any) -> Tree:
     return {**tree, keys[0]: _with_value(child if isinstance(child, dict) else {}, keys[1:], value)}
 
 
-def _points(grids: tuple[dict[str, tuple[Any, ...]], ...]) -> Iterator[dict[str, Any]]:
-    for grid in grids or ({},):
-        for values in itertools.product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
-
-
 def _model_name(config: Config) -> str:
     """`crate-3l`; what else varies between models of one name stands behind it: `crate-3l-lambda_sparsity0.05-seed1`."""
     return f"{config.model.architecture}-{config.model.n_layer}l"
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _validate(tree: Tree, places: Places) -> Config:

@@ -7,17 +7,21 @@ known before anything runs: what is kept, what is made, and why.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from crate_model.flops import train_flops_per_token
 from pipeline.activations.stage import ACTIVATIONS, FEATURES
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.config import Config
+from pipeline.config_grid import points
 from pipeline.config_load import Cell, LoadedConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate.stage import STAGE as EVALUATE
 from pipeline.interpret.stage import INTERPRET, INTERPRET_FEATURES
+from pipeline.naming import flat, names_of
 from pipeline.pretrain.stage import STAGE as PRETRAIN
 from pipeline.report.stage import STAGE as REPORT
 from pipeline.report.stage import Outcome, ReportSettings
@@ -42,26 +46,21 @@ STAGES: tuple[Stage, ...] = (
 
 @dataclass(frozen=True)
 class Step:
-    """One stage at one cell. `inputs` maps the stages it reads to the names of their steps."""
+    """One stage at one cell, or one text for all cells that read it. `inputs` maps the stages it reads to their steps' names."""
 
-    name: str  # "tokens", "crate-1l/pretrain"
+    name: str  # "tokens" (where cells differ in it "tokens-val_fraction0.1"), "crate-1l/pretrain"
     stage: Stage
     cell: str  # empty for steps of the whole sweep
     settings: Any
     inputs: dict[str, str]
     fingerprint: str
     input_fingerprints: dict[str, str]
+    outside: dict[str, str] = field(default_factory=dict)  # digests of what it reads beside its inputs
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What the manifest says of identity."""
-        return {
-            "stage": self.stage.name,
-            "version": self.stage.version,
-            "fingerprint": self.fingerprint,
-            "settings": canonical(self.settings),
-            "inputs": self.input_fingerprints,
-        }
+        return self.stage.recipe(self.settings, self.input_fingerprints, self.outside)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,18 @@ class Plan:
     loaded: LoadedConfig
     cells: tuple[Cell, ...]  # largest first
     steps: dict[str, Step]
+    texts: dict[str, str]  # cell -> the tokens step that it reads
+
+    def config_of(self, step: Step) -> Config:
+        """The configuration that a step is of; of a text, that of the first cell that reads it."""
+        return next(c.config for c in self.cells if step.name == self.texts[c.name] or step.cell == c.name)
+
+    @property
+    def points_told(self) -> str:
+        """A sentence where the grid has more points than there are cells; else nothing."""
+        n_points = len(list(points(self.loaded.config.grid)))
+        same = "differ from others only in what their models do not use, or in nothing"
+        return f"{n_points - len(self.cells)} of the grid's {n_points} points {same}" * (n_points > len(self.cells))
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -93,15 +104,23 @@ def plan(loaded: LoadedConfig, until: str = REPORT.name) -> Plan:
     if until not in names:
         raise ConfigError(f"there is no stage {until!r}", fix=f"The stages, in their order: {', '.join(names)}.")
     stages = STAGES[: names.index(until) + 1]
-    steps: dict[str, Step] = {}
-    for stage in stages:
-        if stage.scope == "sweep" and stage is not REPORT:
-            _add(steps, stage, Cell("", loaded.config))
+    texts, steps = _texts(cells), {}  # type: dict[str, str], dict[str, Step]
+    for cell in cells:
+        if texts[cell.name] not in steps:
+            _add(steps, TOKENS, cell, texts)
     for cell in cells:
         for stage in stages:
             if stage.scope == "cell" and stage.needed(cell.config):
-                _add(steps, stage, cell)
-    return Plan(loaded.config.name, loaded, tuple(cells), steps)
+                _add(steps, stage, cell, texts)
+    return Plan(loaded.config.name, loaded, tuple(cells), steps, texts)
+
+
+def _texts(cells: Sequence[Cell]) -> dict[str, str]:
+    """The name of the tokens step that each cell reads: `tokens`, or one for each text that a grid asks for."""
+    wanted = {cell.name: canonical(TOKENS.settings_of(cell.config)) for cell in cells}
+    distinct = list({json.dumps(settings): settings for settings in wanted.values()}.values())
+    names = names_of([TOKENS.name] * len(distinct), [flat(settings) for settings in distinct])
+    return {cell: names[distinct.index(settings)] for cell, settings in wanted.items()}
 
 
 def training_flops(cell: Cell) -> float:
@@ -112,20 +131,27 @@ def training_flops(cell: Cell) -> float:
 
 
 def step_name(stage: str, cell: str) -> str:
-    return f"{cell}/{stage}" if cell else stage
+    return f"{cell}/{stage}"
 
 
-def _add(steps: dict[str, Step], stage: Stage, cell: Cell) -> None:
-    inputs = {}
-    needed = {other.name for other in STAGES if other.needed(cell.config)}
-    for read in stage.reads:
-        if read in needed:  # what this cell has no step for is left out of the inputs
-            inputs[read] = read if read in steps else step_name(read, cell.name)
+def stage_in(step: str) -> str:
+    """The stage in a step's name: `crate-1l/pretrain` -> pretrain, `tokens-val_fraction0.1` -> tokens."""
+    return step.rpartition("/")[2].partition("-")[0]
+
+
+def _add(steps: dict[str, Step], stage: Stage, cell: Cell, texts: Mapping[str, str]) -> None:
+    """Add a stage at a cell, or the text that the cell reads."""
+    text = texts[cell.name]
+    needed = {other.name for other in STAGES if other.needed(cell.config)}  # the inputs are without the others
+    inputs = {
+        read: text if read == TOKENS.name else step_name(read, cell.name) for read in stage.reads if read in needed
+    }
     settings = stage.settings_of(cell.config)
+    outside = stage.outside(settings)
     fingerprints = {read: steps[name].fingerprint for read, name in inputs.items()}
-    fingerprint = stage.fingerprint(settings, fingerprints)
-    name = step_name(stage.name, cell.name)
-    steps[name] = Step(name, stage, cell.name, settings, inputs, fingerprint, fingerprints)
+    fingerprint = stage.recipe(settings, fingerprints, outside)["fingerprint"]
+    name, of_cell = (text, "") if stage is TOKENS else (step_name(stage.name, cell.name), cell.name)
+    steps[name] = Step(name, stage, of_cell, settings, inputs, fingerprint, fingerprints, outside)
 
 
 def report_step(whole: Plan, made: Mapping[str, Artifact], missing: Mapping[str, str]) -> Step:
@@ -133,8 +159,9 @@ def report_step(whole: Plan, made: Mapping[str, Artifact], missing: Mapping[str,
     outcomes = tuple(
         Outcome(
             cell.name,
-            {k: v for k, v in canonical(cell.config).items() if k not in ("runtime", "grid", "report", "name")},
+            cell.config.of_results,
             {s.stage.name: missing[s.name] for s in whole.of_cell(cell.name) if s.name in missing},
+            whole.texts[cell.name],
         )
         for cell in sorted(whole.cells, key=lambda cell: cell.name)
     )
@@ -161,8 +188,8 @@ def why_made(step: Step, store: Store) -> str:
 
 
 def _differences(own: dict[str, Any], other: dict[str, Any], above: str = "") -> list[str]:
-    """Dotted keys of settings, inputs and version at which two recipes differ."""
-    keys = ("settings", "inputs", "version") if not above else tuple(own.keys() | other.keys())
+    """Dotted keys of settings, inputs, what lies outside, and version at which two recipes differ."""
+    keys = ("settings", "inputs", "outside", "version") if not above else tuple(own.keys() | other.keys())
     found = []
     for key in sorted(keys):
         mine, theirs = own.get(key), other.get(key)

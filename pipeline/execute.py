@@ -68,6 +68,7 @@ def run_step(step: Step, context: Context, *inputs: Result) -> Result:
 
 def _make(step: Step, context: Context, inputs: Mapping[str, Artifact]) -> Artifact:
     store = context.store
+    step.stage.check_outside(step.settings, step.outside)
     making = store.making_folder(step.fingerprint)
     started = time.time()
     try:

@@ -13,8 +13,8 @@ from rich.table import Table
 from crate_model.flops import count_parameters, six_n_flops_per_token, train_flops_per_token
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import RuntimeConfig
-from pipeline.config_load import Cell, LoadedConfig
-from pipeline.dag import Plan, training_flops, why_made
+from pipeline.config_load import Cell
+from pipeline.dag import Plan, stage_in, training_flops, why_made
 from pipeline.forecast.assumed import CORES, Assumed
 from pipeline.forecast.room import ZERO_STAGES, gpu_bytes, stored_bytes
 from pipeline.forecast.sweep import forecast
@@ -27,14 +27,19 @@ JUDGED = ("interpret", "interpret_features")
 
 
 def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assumed) -> dict[str, Any]:
-    """The plan as JSON: `cells` (one object a model), `steps` (what is kept or made, and why), `tokens`, and for the machine
-    that is assumed the `forecast` and the `totals` of what is yet to be made.
+    """The plan as JSON: `cells` (one object a model), `steps` (what is kept or made, and why), `tokens` (the first text),
+    `texts` (each, by its step), and for the machine that is assumed the `forecast` and the `totals` of what is yet to be made.
     """
-    tokens = estimate(plan.loaded.config.tokens, os.cpu_count() or 1, kept.get("tokens"))
-    loaded = _with_text(plan.loaded, tokens)
+    texts = {
+        name: estimate(plan.config_of(step).tokens, os.cpu_count() or 1, kept.get(name))
+        for name, step in plan.steps.items()
+        if step.stage.name == "tokens"
+    }
+    loaded = plan.loaded
     if assumed.device == CORES:  # each is a worker of its own
         loaded = replace(loaded, config=loaded.config.model_copy(update={"runtime": RuntimeConfig()}))
-    found = forecast(loaded, assumed.machine, assumed.rates, kept)
+    text_bytes = {name: _text_bytes(text) for name, text in texts.items()}
+    found = forecast(loaded, assumed.machine, assumed.rates, kept, text_bytes)
     rate = assumed.machine.peak_flops * assumed.rates.train_utilisation
     made_by = plan.made_by
     cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
@@ -49,15 +54,17 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     ]
     return {
         "name": plan.name,
+        "points": plan.points_told,
         "store": store.place,
         "assumed": assumed.said,
         "device": assumed.device,
         "training_flops_per_second": rate,
-        "tokens": tokens,
+        "tokens": next(iter(texts.values())),
+        "texts": texts,
         "cells": cells,
         "steps": steps,
         "forecast": as_json(found),
-        "totals": _totals(cells, tokens, "tokens" in kept),
+        "totals": _totals(cells, sum(text["stored_bytes"] for name, text in texts.items() if name not in kept)),
     }
 
 
@@ -91,21 +98,17 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
     }
 
 
-def _with_text(loaded: LoadedConfig, tokens: dict[str, Any]) -> LoadedConfig:
-    """The configuration, told how much text it has: the forecast reckons with `tokens.expected_text_bytes`."""
-    n_bytes = tokens.get("text_bytes") or sum(split["n_bytes"] for split in tokens.get("splits", {}).values())
-    config = loaded.config.tokens.model_copy(update={"expected_text_bytes": n_bytes})
-    tree = loaded.tree | {"tokens": loaded.tree.get("tokens", {}) | {"expected_text_bytes": n_bytes}}
-    return replace(loaded, config=loaded.config.model_copy(update={"tokens": config}), tree=tree)
+def _text_bytes(text: dict[str, Any]) -> int:
+    return text.get("text_bytes") or sum(split["n_bytes"] for split in text.get("splits", {}).values())
 
 
-def _totals(cells: list[dict[str, Any]], tokens: dict[str, Any], has_tokens: bool) -> dict[str, Any]:
+def _totals(cells: list[dict[str, Any]], tokens_bytes: int) -> dict[str, Any]:
     trained = [cell for cell in cells if "pretrain" in set(cell["to_make"]) - set(cell["shared"])]
     judges = [cell["judge"] for cell in cells if cell["judge"]]
     most = max((cell["training_checkpoint_bytes"] for cell in cells), default=0)
     return {
         "train_flops": sum(cell["train_flops"] for cell in trained),
-        "disk_bytes": sum(cell["disk_bytes"] for cell in cells) + (0 if has_tokens else tokens["stored_bytes"]),
+        "disk_bytes": sum(cell["disk_bytes"] for cell in cells) + tokens_bytes,
         "training_checkpoint_bytes": most,
         "judge_calls": sum(j["explanations"] + j["simulations"] + j["simulations_of_controls"] for j in judges),
         "judge_tokens_in": sum(judge["tokens_in"] for judge in judges),
@@ -135,6 +138,8 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
             status,
         )
     console.print(table)
+    if rows["points"]:
+        console.print(rows["points"], highlight=False)
     made = [step for step in rows["steps"] if step["status"] == "make"]
     counts = Counter(step["status"] for step in rows["steps"])
     shared = f", {counts['shared']} shared with other cells" if counts["shared"] else ""
@@ -152,7 +157,7 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
 
 def _by_stage(names: list[str]) -> str:
     """Step names in short; `--json` has them one by one."""
-    counts = Counter(name.rpartition("/")[2] for name in names)
+    counts = Counter(map(stage_in, names))
     return ", ".join(stage if count == 1 else f"{stage} x {count}" for stage, count in counts.items())
 
 
@@ -162,18 +167,8 @@ def _by_cell(names: list[str]) -> str:
 
 def _told(rows: dict[str, Any]) -> list[str]:
     """Tokens, judge, disk, time and what they rest on, a line each."""
-    tokens, totals, found = rows["tokens"], rows["totals"], rows["forecast"]
-    lines = []
-    for split, counts in tokens.get("splits", {}).items():
-        domains = "; ".join(f"{name} {_tokens_and_bytes(own)}" for name, own in counts["domains"].items())
-        lines.append(f"Tokens, {split}: {_tokens_and_bytes(counts)} of {counts['n_documents']:,} documents ({domains})")
-    if not lines:
-        problem = f" ({tokens['problem']}: reckoned with tokens.expected_text_bytes)" if tokens["problem"] else ""
-        made = (
-            f"{amount(tokens['tokens'])} of {_gb(tokens['text_bytes'])} of text, {_gb(tokens['stored_bytes'])} stored"
-        )
-        hours = f"{duration(3600 * tokens['hours'])} on {tokens['cores']} cores like these"
-        lines.append(f"Tokens: about {made}, {hours}{problem}")
+    totals, found = rows["totals"], rows["forecast"]
+    lines = [line for name, text in rows["texts"].items() for line in _text_told(name, text)]
     if totals["judge_calls"]:
         price = f", price {totals['judge_price']:,.2f}" if totals["judge_price"] else ""
         sent = f": {amount(totals['judge_tokens_in'])} tokens in, {amount(totals['judge_tokens_out'])} out{price}"
@@ -190,6 +185,22 @@ def _told(rows: dict[str, Any]) -> list[str]:
         f"({found['gpu_hours_at_work']:.3g} of them at work); longest chain: {_by_cell(found['critical_path'])}"
     )
     return [*lines, f"Assumed: {rows['assumed']}; rates and fixed costs of pipeline/forecast"]
+
+
+def _text_told(name: str, text: dict[str, Any]) -> list[str]:
+    """A text that is made already by split and domain; else what its making takes."""
+    title = name.capitalize()
+    if "splits" in text:
+        return [
+            f"{title}, {split}: {_tokens_and_bytes(counts)} of {counts['n_documents']:,} documents ("
+            + "; ".join(f"{domain} {_tokens_and_bytes(own)}" for domain, own in counts["domains"].items())
+            + ")"
+            for split, counts in text["splits"].items()
+        ]
+    problem = f" ({text['problem']}: reckoned with tokens.expected_text_bytes)" if text["problem"] else ""
+    made = f"{amount(text['tokens'])} of {_gb(text['text_bytes'])} of text, {_gb(text['stored_bytes'])} stored"
+    hours = f"{duration(3600 * text['hours'])} on {text['cores']} cores like these"
+    return [f"{title}: about {made}, {hours}{problem}"]
 
 
 def _tokens_and_bytes(counts: dict[str, int]) -> str:

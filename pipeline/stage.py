@@ -8,8 +8,6 @@ holds what must not matter: where things are stored, how many workers there are,
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from pipeline.artifacts.manifest import fingerprint_of
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config, RuntimeConfig
+from pipeline.errors import ResourceError
 from pipeline.progress import Progress
 from pipeline.tracking import TrackerSpec
 
@@ -91,15 +91,37 @@ class Stage:
     check: Callable[[Config], Sequence[str] | None] = (
         lambda config: (())
     )  # raises ConfigError for what would fail after hours of a cell's other steps; returns what is to be known before them
+    outside: Callable[[Any], dict[str, str]] = lambda settings: {}
+    # digests by name of what decides bits and is neither a setting nor an artifact: what the settings name by a place
 
     def settings_of(self, config: Config) -> Any:
         """The settings of this stage, cut out of the whole configuration by field name."""
         return self.settings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(self.settings)})
 
+    def recipe(
+        self, settings: Any, inputs: Mapping[str, str], outside: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What a manifest says of identity, with the fingerprint. `inputs` are fingerprints by stage.
+
+        `outside` is what `self.outside` says of the settings; without it, it is asked here.
+        """
+        found = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
+        found["outside"] = dict(self.outside(settings) if outside is None else outside)
+        return found | {"fingerprint": fingerprint_of(found)}
+
     def fingerprint(self, settings: Any, inputs: Mapping[str, str]) -> str:
-        """The first 32 hex digits of the sha256 of everything that decides the artifact's bits."""
-        recipe = {"stage": self.name, "version": self.version, "settings": canonical(settings), "inputs": dict(inputs)}
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+        """Of the artifact that these make."""
+        return self.recipe(settings, inputs)["fingerprint"]
+
+    def check_outside(self, settings: Any, planned: Mapping[str, str]) -> None:
+        """Raises ResourceError where something outside is not what the plan was made with: another node, or meanwhile."""
+        for name, digest in self.outside(settings).items():
+            if digest != planned.get(name):
+                raise ResourceError(
+                    f"{self.name}: {name} is not here what it was where the sweep was planned "
+                    f"({digest[:12]}, not {planned.get(name, 'nothing')[:12]})",
+                    fix="Use the same Python, packages and files on every node, and run again.",
+                )
 
 
 def canonical(settings: Any) -> Any:

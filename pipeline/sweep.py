@@ -129,11 +129,10 @@ class Sweep:
         self.plan = plan(self.loaded)
         self.wanted = plan(self.loaded, self.until)
         self.kept = kept(self.wanted, self.store)
-        configs = {cell.name: cell.config for cell in self.plan.cells}
         told: dict[str, None] = {}  # each sentence once
         for name, step in self.wanted.steps.items():
             if name not in self.kept:
-                told |= dict.fromkeys(step.stage.check(configs.get(step.cell, config)) or ())
+                told |= dict.fromkeys(step.stage.check(self.wanted.config_of(step)) or ())
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
         self._prepare_run()
@@ -145,6 +144,8 @@ class Sweep:
         )
         for sentence in told:
             self.console.print(f"[yellow]mind[/]: {sentence}", highlight=False, soft_wrap=True)
+        if merged := self.plan.points_told:
+            self.console.print(merged, highlight=False)
         if to_make == 0 and self.until != "report":
             return self._say_part({})
         if to_make == 0 and (done := self._finished_report()):
@@ -160,6 +161,10 @@ class Sweep:
         try:
             self.store.delete_note(self.plan.name, STOP_NOTE)
             self.store.write_note(self.plan.name, "plan.json", note.encode())
+            self.store.unlink_others(self.plan.name, {name: recipe["fingerprint"] for name, recipe in steps.items()})
+            for name, artifact in self.kept.items():
+                if not (self.store.run_folder(self.plan.name) / name).is_symlink():
+                    self.store.link(self.plan.name, name, artifact)
         except OSError as error:
             raise disk_error(error, self.store.root) from error
 
@@ -210,8 +215,6 @@ class Sweep:
             if self._stop_requested():
                 self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
                 return STOPPED_BY_SIGNAL + signal.SIGTERM
-            for name, artifact in self.kept.items():
-                self.store.link(config.name, name, artifact)
             missing = {name: result.missing for name, result in results.items() if result.missing}
             if self.until != "report":
                 tracking.finished = True

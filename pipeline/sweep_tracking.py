@@ -46,9 +46,15 @@ class SweepTracking:
         tags = machine_tags()
         parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
         cells = {"": parent}
-        tokens = {"name": "tokens", "digest": plan.steps["tokens"].fingerprint, "context": "training"}
-        dataset = tokens | {"source": f"{store.place}/tokens/{plan.steps['tokens'].fingerprint}"}
         for cell in plan.cells:
+            text = plan.texts[cell.name]
+            digest = plan.steps[text].fingerprint
+            dataset = {
+                "name": text,
+                "digest": digest,
+                "context": "training",
+                "source": f"{store.place}/tokens/{digest}",
+            }
             fingerprint, size = plan.steps[f"{cell.name}/pretrain"].fingerprint, count_parameters(cell.config.model)
             facts = {
                 "n_params": size.total_without_positions,

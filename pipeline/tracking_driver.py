@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Artifact
+from pipeline.naming import flat
 from pipeline.tracking import TrackerSpec
-from pipeline.tracking_spool import LocalSpool, SpoolTracker, flat, shown, write_whole
+from pipeline.tracking_spool import LocalSpool, SpoolTracker, shown, write_whole
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 60.0

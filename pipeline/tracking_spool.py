@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ClientError
+from pipeline.naming import flat
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
@@ -199,15 +200,6 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{above}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def shown(value: Any) -> str:

@@ -78,9 +78,18 @@ class SyntheticSweep:
         return self.store.publish(making, recipe, summary, provenance)
 
     def add(
-        self, architecture: str, n_layer: int, seed: int = 0, missing: Mapping[str, str] | None = None, **changed: Any
+        self,
+        architecture: str,
+        n_layer: int,
+        seed: int = 0,
+        missing: Mapping[str, str] | None = None,
+        text: str = "tokens",
+        **changed: Any,
     ) -> str:
-        """A cell with all its artifacts, but for the `missing` ones. `changed` are dotted keys with `__` for the dot."""
+        """A cell with all its artifacts, but for the `missing` ones. `changed` are dotted keys with `__` for the dot.
+
+        `text` names the step in `inputs` that made what it reads.
+        """
         shape = {
             "architecture": architecture,
             "n_layer": n_layer,
@@ -99,7 +108,7 @@ class SyntheticSweep:
         cell += f"-seed{seed}" if seed else ""
         settings = {k: v for k, v in canonical(config).items() if k not in ("runtime", "grid", "report", "name")}
         missing = dict(missing or {})
-        self.outcomes.append(Outcome(cell, settings, missing))
+        self.outcomes.append(Outcome(cell, settings, missing, text))
         rng = np.random.default_rng(hash_of(cell) % 2**32)
         for stage, write in self._writers(config, rng).items():
             if stage not in missing:

@@ -11,7 +11,7 @@ import zstandard
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import RuntimeConfig, TokensConfig
-from pipeline.stage import Context, canonical
+from pipeline.stage import Context
 from pipeline.tokens.job import TokensJob
 from pipeline.tokens.sources import list_sources
 from pipeline.tokens.stage import STAGE, TokensSettings, run
@@ -35,8 +35,7 @@ def make(store: Store | Path, config: TokensConfig) -> Artifact:
     settings, stage_context = TokensSettings(config), context(store, config)
     making = stage_context.store.making_folder(stage_context.fingerprint)
     summary = run(settings, {}, making, stage_context)
-    recipe = {"stage": "tokens", "version": STAGE.version, "settings": canonical(settings), "inputs": {}}
-    return stage_context.store.publish(making, recipe | {"fingerprint": stage_context.fingerprint}, summary, {})
+    return stage_context.store.publish(making, STAGE.recipe(settings, {}), summary, {})
 
 
 def jsonl(**options: Any) -> TokensConfig:

@@ -66,12 +66,11 @@ def tokenize(store: Store, config: TokensConfig) -> Artifact:
     from pipeline.tokens.stage import STAGE
 
     settings = STAGE.settings_of(Config(tokens=config))
-    fingerprint = STAGE.fingerprint(settings, {})
-    context = Context(store, RuntimeConfig(), "evidence", "tokens", fingerprint, TrackerSpec())
-    making = store.making_folder(fingerprint)
+    recipe = STAGE.recipe(settings, {})
+    context = Context(store, RuntimeConfig(), "evidence", "tokens", recipe["fingerprint"], TrackerSpec())
+    making = store.making_folder(recipe["fingerprint"])
     summary = STAGE.run(settings, {}, making, context)
-    recipe = {"stage": STAGE.name, "version": STAGE.version, "fingerprint": fingerprint, "inputs": {}}
-    return store.publish(making, recipe | {"settings": canonical(settings)}, summary, provenance())
+    return store.publish(making, recipe, summary, provenance())
 
 
 def made_up(evidence: Evidence) -> tuple[Store, Artifact]:

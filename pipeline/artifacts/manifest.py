@@ -1,6 +1,6 @@
 """The manifest: one JSON file, written last, that makes a folder an artifact.
 
-It says what the artifact is (stage, version, settings, inputs: its recipe), what lies in it (every file with bytes and
+It says what the artifact is (stage, version, settings, inputs, outside: its recipe), what lies in it (every file with bytes and
 sha256), a few small facts about it (`summary`), and where it came from (`provenance`: git, versions, host, times), which
 never enters identity.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Manifest:
     files: tuple[FileEntry, ...]
     summary: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, str] = field(
+        default_factory=dict
+    )  # of the recipe, too: what was read beside inputs -> its digest
 
     @property
     def total_bytes(self) -> int:
@@ -55,6 +59,12 @@ class Manifest:
                 f"{source} is not a manifest ({type(error).__name__}: {error})",
                 fix="Delete its folder and run again: the artifact will be made anew.",
             ) from error
+
+
+def fingerprint_of(recipe: Mapping[str, Any]) -> str:
+    """The first 32 hex digits of the sha256 of what decides an artifact's bits: stage, version, settings, inputs, outside."""
+    names = ("stage", "version", "settings", "inputs", *(["outside"] if recipe.get("outside") else []))
+    return hashlib.sha256(json.dumps({name: recipe[name] for name in names}, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def sha256_of(path: Path) -> str:

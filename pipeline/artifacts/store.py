@@ -188,7 +188,7 @@ class Store:
     def publish(self, making: Path, recipe: Mapping[str, Any], summary: dict[str, Any], provenance: Any) -> Artifact:
         """Seal `making`: write the manifest last, rename the folder into place, drop the scratch folder.
 
-        `recipe` has the manifest's stage, version, fingerprint, settings and inputs. If somebody else published the same
+        `recipe` has the manifest's stage, version, fingerprint, settings, inputs and outside. If somebody else published the same
         fingerprint meanwhile, theirs stays.
         """
         try:
@@ -255,6 +255,19 @@ class Store:
         place = f"{artifact.manifest.stage}/{artifact.fingerprint}"
         self.write_note(run_name, f"{name}.json", json.dumps({"artifact": place}).encode())
         return f"{self.place}/{place}"
+
+    def unlink_others(self, run_name: str, planned: Mapping[str, str]) -> None:
+        """Take away the links by which an earlier sweep of this name led elsewhere; `planned` are fingerprints by step.
+
+        The report's stays until there is another one.
+        """
+        folder = self.run_folder(run_name)
+        for link in [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_symlink()]:
+            name = link.relative_to(folder).as_posix()
+            if name != "report" and link.readlink().name != planned.get(name):
+                link.unlink()
+                if self.storage:
+                    self.delete_note(run_name, f"{name}.json")
 
     def _read(self, name: str) -> bytes | None:
         if self.storage:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from pipeline.config import Config
 from pipeline.config_load import LoadedConfig
-from pipeline.dag import Plan, plan
+from pipeline.dag import Plan, Step, plan, stage_in
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.forecast.schedule import Task, Timeline, play
 from pipeline.forecast.work import Costs, Work
@@ -48,7 +49,7 @@ class Forecast:
         longest: dict[str, Work] = {}
         total: defaultdict[str, float] = defaultdict(float)
         for name, task in self.timeline.tasks.items():
-            stage = name.rpartition("/")[2]
+            stage = stage_in(name)
             total[stage] += task.work.gpus * task.work.seconds / HOUR
             if stage not in longest or task.work.seconds > longest[stage].seconds:
                 longest[stage] = task.work
@@ -56,34 +57,48 @@ class Forecast:
 
 
 def forecast(
-    loaded: LoadedConfig, machine: Machine, rates: Rates | None = None, kept: Collection[str] = ()
+    loaded: LoadedConfig,
+    machine: Machine,
+    rates: Rates | None = None,
+    kept: Collection[str] = (),
+    text_bytes: Mapping[str, int] | None = None,
 ) -> Forecast:
     """Plays the sweep with the workers and the cells side by side that it would choose on this cluster.
 
-    Steps of which the store has the artifact, `kept`, take nothing.
+    Steps of which the store has the artifact, `kept`, take nothing. `text_bytes` says how much text each tokens step has
+    by its name; without it, `tokens.expected_text_bytes` does.
     """
     whole = plan(loaded)
     resources = {"GPU": float(machine.gpus), "CPU": float(machine.cores)}
     runtime = resolve(loaded.config.runtime, resources, len(whole.cells))
     per_worker = runtime.gpus_per_worker if machine.gpus else 0.0
     costs = Costs(machine, rates or Rates(), runtime.workers_per_cell, per_worker)
-    tasks = tasks_of(whole, costs, kept)
+    tasks = tasks_of(whole, costs, kept, text_bytes or {})
     timeline = play(tasks, machine.gpus, machine.cores, runtime.parallel_cells)
     return Forecast(machine, runtime.workers_per_cell, runtime.parallel_cells, timeline)
 
 
-def tasks_of(whole: Plan, costs: Costs, kept: Collection[str] = ()) -> list[Task]:
-    configs = {cell.name: cell.config for cell in whole.cells}
+def tasks_of(whole: Plan, costs: Costs, kept: Collection[str], text_bytes: Mapping[str, int]) -> list[Task]:
     made_by, tasks = whole.made_by, []
     for name, step in whole.steps.items():
         if name not in kept:
-            work = costs.of(step.stage.name, configs.get(step.cell, whole.loaded.config))
+            work = costs.of(step.stage.name, _with_text(whole, step, text_bytes))
             waits_for = tuple(other for other in step.inputs.values() if other not in kept)
             if made_by[name] != name:
                 work, waits_for = Work(0, 0, 0.0, "made by another cell"), (made_by[name],)
             tasks.append(Task(name, step.cell, waits_for, work))
     report = Work(0, 1, costs.rates.report_seconds, "one core")
     return [*tasks, Task("report", "", tuple(task.name for task in tasks), report)]
+
+
+def _with_text(whole: Plan, step: Step, text_bytes: Mapping[str, int]) -> Config:
+    """A step's configuration, told how much text it has."""
+    config = whole.config_of(step)
+    text = whole.texts[step.cell] if step.cell else step.name
+    if text not in text_bytes:
+        return config
+    tokens = config.tokens.model_copy(update={"expected_text_bytes": text_bytes[text]})
+    return config.model_copy(update={"tokens": tokens})
 
 
 def best_split(loaded: LoadedConfig, machine: Machine, rates: Rates | None = None) -> list[Forecast]:

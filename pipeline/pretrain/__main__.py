@@ -54,7 +54,8 @@ def train_cell(cell: Cell) -> int:
     store = runtime.open_store(config.runtime.store)
     tokens = find_tokens(store, config)
     settings = STAGE.settings_of(config)
-    fingerprint = STAGE.fingerprint(settings, {"tokens": tokens.fingerprint})
+    recipe = STAGE.recipe(settings, {"tokens": tokens.fingerprint})
+    fingerprint = recipe["fingerprint"]
     context = Context(store, config.runtime, config.name, f"{cell.name}/pretrain", fingerprint, TrackerSpec())
     with store.claim(fingerprint) if _rank() == 0 else nullcontext():  # a sweep may be at it too
         with process_group(config.runtime.collective_timeout_seconds) as device, _asked_to_stop() as stop:
@@ -66,13 +67,6 @@ def train_cell(cell: Cell) -> int:
             dist.barrier()
         if _rank() != 0:
             return 0
-        recipe = {
-            "stage": STAGE.name,
-            "version": STAGE.version,
-            "fingerprint": fingerprint,
-            "settings": canonical(settings),
-            "inputs": {"tokens": tokens.fingerprint},
-        }
         try:
             store.publish(out_folder, recipe, finish(job), provenance())
         finally:
@@ -106,7 +100,14 @@ def find_tokens(store: Store, config: Config) -> Artifact:
             f"the store {config.runtime.store} has no tokens of this configuration",
             fix="Make them first: `python pipeline/sweep.py --config ... --until tokens`, or any sweep of the same `tokens:`.",
         )
-    return max(found, key=lambda artifact: artifact.manifest.version)
+    newest = max(artifact.manifest.version for artifact in found)
+    found = [artifact for artifact in found if artifact.manifest.version == newest]
+    if len(found) > 1:
+        raise ArtifactError(
+            f"the store {config.runtime.store} has {len(found)} texts of this configuration, made of other sources",
+            fix=f"Delete those that are not meant: {', '.join(str(artifact.folder) for artifact in found)}.",
+        )
+    return found[0]
 
 
 ALONE = {

@@ -36,6 +36,10 @@ class PretrainSettings:
     model: ModelConfig
     pretrain: PretrainConfig
 
+    def __post_init__(self) -> None:
+        if self.pretrain.checkpoint:  # an imported model was not drawn: under every seed it is the same one
+            object.__setattr__(self, "seed", 0)
+
 
 @dataclass(frozen=True)
 class TrainingJob:

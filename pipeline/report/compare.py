@@ -14,7 +14,7 @@ from pipeline.artifacts.evaluation import read_domains
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError
-from pipeline.report.study import flat
+from pipeline.naming import flat
 from pipeline.report.text import METRICS
 
 RESAMPLES = 1000

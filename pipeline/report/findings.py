@@ -113,15 +113,17 @@ def _apart(crate: list[dict[str, Any]], gpt2: list[dict[str, Any]]) -> bool:
 
 
 def _against_unigram(study: Study) -> Finding | None:
-    losses = [cell for cell in study.models if cell.val_loss is not None]
-    if study.unigram_entropy is None or not losses:
+    losses = [cell for cell in study.models if cell.val_loss is not None and cell.unigram_entropy is not None]
+    if not losses:
         return None
-    below = [cell for cell in losses if float(cell.val_loss or 0) < study.unigram_entropy]
+    below = [cell for cell in losses if float(cell.val_loss or 0) < float(cell.unigram_entropy or 0)]
+    entropies = sorted({float(cell.unigram_entropy or 0) for cell in losses})
+    entropy = " to ".join(f"{value:.3f}" for value in dict.fromkeys((entropies[0], entropies[-1])))
     tokens = [cell.train_tokens for cell in losses]
     saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
     plain = (
         f"{len(below)} of {len(losses)} models end below the unigram entropy of the validation text, "
-        f"{study.unigram_entropy:.3f} nats: they use context. They saw {saw} tokens."
+        f"{entropy} nats: they use context. They saw {saw} tokens."
     )
     return Finding(
         f"{len(below)} / {len(losses)}",

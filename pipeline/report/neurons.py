@@ -183,13 +183,11 @@ def top_of(excerpts: pa.Table, count: int) -> pa.Table:
 
 def all_units(study: Study) -> Iterator[Units]:
     """Neurons of every cell, then the features of its SAEs, where they were recorded."""
-    if study.tokens is None:
-        return
-    split = TokenSplit(study.tokens, "val")
-    for cell in study.cells:
+    splits = {text: TokenSplit(made, "val") for text, made in study.texts.items()}
+    for cell in (cell for cell in study.cells if cell.tokens):
         for records, scores in (("activations", "interpret"), ("features", "interpret_features")):
             if records in cell.artifacts:
                 made = cell.artifacts[records]
                 sites = pq.read_table(made.file("neurons.parquet"), columns=["site"])["site"].cast(pa.string())
                 for family in dict.fromkeys(family_of(site) for site in pc.unique(sites).to_pylist()):
-                    yield Units(cell, family, made, cell.artifacts.get(scores), split)
+                    yield Units(cell, family, made, cell.artifacts.get(scores), splits[cell.text])

@@ -11,9 +11,10 @@ from typing import Any
 
 import jinja2
 
+from pipeline.naming import flat
 from pipeline.report.browser import browser
 from pipeline.report.findings import Finding
-from pipeline.report.study import ARCHITECTURES, Cell, Study, flat
+from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import Figure
 from pipeline.report.svg import panels, themed
 from pipeline.report.tables import Tables

@@ -23,6 +23,7 @@ class Outcome:
     cell: str
     settings: dict[str, Any]  # its whole resolved configuration
     missing: dict[str, str] = field(default_factory=dict)  # stage -> why it has no artifact
+    tokens: str = "tokens"  # the step of the text that it reads
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ReportSettings:
 
 
 def run(settings: ReportSettings, inputs: Mapping[str, Artifact], out_folder: Path, context: Context) -> Summary:
-    """`inputs` are named `<cell>/<stage>`; `tokens` is the sweep's own."""
+    """`inputs` are named `<cell>/<stage>`; each cell's text as its `Outcome.tokens` says."""
     from pipeline.report.figures import all_figures
     from pipeline.report.findings import findings
     from pipeline.report.page import write_page

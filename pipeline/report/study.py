@@ -10,6 +10,7 @@ from typing import Any
 from crate_model.config import ModelConfig
 from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
 from pipeline.artifacts.store import Artifact
+from pipeline.naming import flat
 from pipeline.report.stage import ReportSettings
 
 Rows = Sequence[dict[str, Any]]  # of a table
@@ -25,7 +26,7 @@ TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
 MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
 CHECKPOINT_KEY = "checkpoint_step"  # whose weights were read
 IMPORTED_KEY = "pretrain.checkpoint"  # where each model came from: never a variant
-TRAINING, READING = ("model.", "pretrain."), ("activations.", "interpret.", CHECKPOINT_KEY)
+TRAINING, READING = ("model.", "pretrain.", "tokens."), ("activations.", "interpret.", CHECKPOINT_KEY)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Cell:
     missing: dict[str, str]
     variant: dict[str, Any] = field(default_factory=dict)  # what varies in training, beside shape, seed and tokens
     reading: dict[str, Any] = field(default_factory=dict)  # that, the tokens where they vary, and how it was judged
+    text: str = "tokens"  # the step that made its text
+    tokens: Artifact | None = None  # its text
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -84,6 +87,12 @@ class Cell:
         return None
 
     @property
+    def unigram_entropy(self) -> float | None:
+        """Nats a token of val under its own token frequencies: what a model without context could reach."""
+        value = self.tokens.summary.get("unigram_entropy") if self.tokens else None
+        return None if value is None else float(value)
+
+    @property
     def series(self) -> str:
         """What its loss is drawn with: architecture, and whatever else varies in training beside size, seed and tokens."""
         return self._named(self.variant)
@@ -102,18 +111,22 @@ class Cell:
 class Study:
     settings: ReportSettings
     cells: tuple[Cell, ...]  # in reading order: architecture, variant, size, seed
-    tokens: Artifact | None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # what is costly to work out and asked for often
 
     @property
     def name(self) -> str:
         return self.settings.name
 
+    @cached_property
+    def texts(self) -> dict[str, Artifact]:
+        """The texts that the cells read, by the names of their steps."""
+        return {cell.text: cell.tokens for cell in self.cells if cell.tokens}
+
     @property
     def unigram_entropy(self) -> float | None:
-        """Nats a token of val under its own token frequencies: what a model without context could reach."""
-        value = self.tokens.summary.get("unigram_entropy") if self.tokens else None
-        return None if value is None else float(value)
+        """Of the val text that all cells share; None where they have several."""
+        found = {cell.unigram_entropy for cell in self.cells}
+        return found.pop() if len(found) == 1 else None
 
     @cached_property
     def judges(self) -> list[str]:
@@ -184,7 +197,8 @@ def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
         if reading.get(CHECKPOINT_KEY) == "last":
             del reading[CHECKPOINT_KEY]
         variant = {key: value for key, value in reading.items() if key.startswith(TRAINING) and key != TOKENS_KEY}
-        cells.append(Cell(outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant, reading))
+        told = (outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant, reading)
+        cells.append(Cell(*told, text=outcome.tokens, tokens=inputs.get(outcome.tokens)))
     order = list(ARCHITECTURES)
     cells.sort(
         key=lambda c: (
@@ -192,7 +206,7 @@ def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
             *(c.train_tokens, c.seed, c.name),
         )
     )
-    return Study(settings, tuple(cells), inputs.get("tokens"))
+    return Study(settings, tuple(cells))
 
 
 def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -210,11 +224,4 @@ def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
             by_architecture.setdefault(values.get("model.architecture"), set()).add(repr(values.get(key)))
         if any(len(texts) > 1 for texts in by_architecture.values()):
             found.append(key)
-    return found
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
     return found

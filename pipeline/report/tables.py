@@ -100,15 +100,15 @@ def cell_row(cell: Cell) -> dict[str, Any]:
 
 
 def text_rows(study: Study) -> Rows:
-    """What the tokens stage counted: a row a split and domain, and one of the whole split."""
-    if study.tokens is None:
-        return []
+    """What the tokens stage counted: a row a split and domain, and one of the whole split. `text` tells several texts apart."""
     counts = ("n_tokens", "n_bytes", "n_documents")
     rows: Rows = []
-    for split in (name for name in ("train", "val", "test") if name in study.tokens.summary):
-        facts = study.tokens.summary[split]
-        for domain, own in {"all": facts, **facts["domains"]}.items():
-            rows.append({"split": split, "domain": domain, **{name: own[name] for name in counts}})
+    for text, made in study.texts.items():
+        named = {"text": text} if len(study.texts) > 1 else {}
+        for split in (name for name in ("train", "val", "test") if name in made.summary):
+            facts = made.summary[split]
+            for domain, own in {"all": facts, **facts["domains"]}.items():
+                rows.append({**named, "split": split, "domain": domain, **{name: own[name] for name in counts}})
     return rows
 
 

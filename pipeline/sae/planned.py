@@ -31,7 +31,8 @@ def planned_sites(settings: SAEConfigSection, model: ModelConfig) -> list[Site]:
 
 def _site(settings: SAEConfigSection, layer: int, expansion: int, sparsity: float) -> Site:
     letter = {"relu": "l1", "jumprelu": "l0"}.get(settings.variant, "k")
-    suffix = f"-{letter}_{sparsity:g}" if len(settings.sparsities) > 1 else ""
+    short = f"{sparsity:g}"  # of six digits; more where they are needed
+    suffix = f"-{letter}_{short if float(short) == sparsity else sparsity}" if len(settings.sparsities) > 1 else ""
     return Site(
         f"{settings.tap}-l{layer}-{expansion}x{suffix}",
         layer,

@@ -21,6 +21,7 @@ from pipeline.stage import Context, Stage, Summary
 from pipeline.tokens.documents import Bad
 from pipeline.tokens.job import JobProgress, TokensJob, make_here
 from pipeline.tokens.on_ray import make_shards
+from pipeline.tokens.packaged import corpus_digest
 from pipeline.tokens.shard import Facts
 from pipeline.tokens.sources import Source, list_sources, read
 
@@ -155,4 +156,9 @@ def unigram_entropy(folder: Path) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-STAGE = Stage(name="tokens", version=3, scope="sweep", reads=(), settings=TokensSettings, run=run)
+def outside(settings: TokensSettings) -> dict[str, str]:
+    """The packaged corpus depends on the Python and the packages that are installed."""
+    return {"packaged corpus": corpus_digest()} if settings.tokens.source == "packaged" else {}
+
+
+STAGE = Stage(name="tokens", version=3, scope="sweep", reads=(), settings=TokensSettings, run=run, outside=outside)

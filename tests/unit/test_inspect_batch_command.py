@@ -79,6 +79,13 @@ def test_a_cell_must_be_named_where_they_differ(store, capsys, other):
     assert "It has: a, b." in capsys.readouterr().err
 
 
+def test_a_cell_must_be_named_where_their_texts_differ(store, capsys):
+    steps = {f"{cell}/pretrain": {"settings": SETTINGS, "inputs": {"tokens": 32 * cell}} for cell in "ab"}
+    store.write_note("texts", "plan.json", json.dumps({"steps": steps}).encode())
+    assert main(["inspect-batch", "--run", "texts", "--store", str(store.root), "--step", "0"]) == 2
+    assert "do not take the same batches" in capsys.readouterr().err
+
+
 def test_who_lacks_tokens_is_told_a_command_that_exists(store):
     with pytest.raises(ArtifactError) as told:
         find_tokens(store, Config(tokens=TokensConfig(val_fraction=0.3)))

@@ -28,7 +28,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def plan(store: Store, steps: dict[str, str], made: dict[str, Any], run: str = "run") -> None:
-    recipes = {step: {"stage": stage, "fingerprint": made[stage].fingerprint} for step, stage in steps.items()}
+    read = {"inputs": {"tokens": made["tokens"].fingerprint}}
+    recipes = {step: read | {"stage": stage, "fingerprint": made[stage].fingerprint} for step, stage in steps.items()}
     waiting = {f"cell/{name}": {"stage": name, "fingerprint": "0" * 32} for name in ("interpret", "interpret_features")}
     store.write_note(run, "plan.json", json.dumps({"steps": waiting | recipes}).encode())
 

@@ -7,12 +7,16 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.report.figures_edits import steering_effects
+from pipeline.report.neurons import all_units
 from pipeline.report.page import HERE
 from pipeline.report.study import gather
 from pipeline.report.tables import all_tables
@@ -237,3 +241,36 @@ def test_text_stands_out_from_its_background(scheme: int, name: str) -> None:
     for background in ("paper", "card"):
         light, dark = sorted((luminance(colours[name]), luminance(colours[background])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{name} on {background}"
+
+
+def test_each_text_of_a_grid_is_told_and_each_cell_reads_its_own(tmp_path: Path) -> None:
+    """Two texts, of other entropies and other tokens: no number of the one stands for a cell of the other."""
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), total_tokens=4096, top=1, random=1, d_model=8, n_head=1)
+
+    def other_text(folder: Path) -> dict[str, Any]:
+        writer = ShardWriter(folder / "val" / "00000")
+        writer.add(np.full(100_000, 11, np.uint16), 300_000, "dots", "made-up", 1)  # of one token, whatever is read
+        writer.close()
+        counts = {"n_tokens": 100_000, "n_documents": 1, "n_bytes": 300_000}
+        told = {"documents_in": 7, "duplicates": 0, "duplicates_dropped": 0, "bad": {}, "unigram_entropy": 50.0}
+        return told | {"val": counts | {"domains": {"dots": counts}}}
+
+    sweep.inputs["tokens-val_fraction0.6"] = sweep.publish("tokens", "other", other_text)
+    sweep.add("crate", 1)
+    other = sweep.add("crate", 1, text="tokens-val_fraction0.6", tokens__val_fraction=0.6)
+    study = gather(sweep.settings, sweep.inputs)
+    assert {cell.name: cell.unigram_entropy for cell in study.cells} == {"crate-1l": 6.93, other: 50.0}
+    assert study.unigram_entropy is None and len({cell.series for cell in study.cells}) == 2
+    rows = all_tables(study)["text"]
+    assert {row["text"] for row in rows} == {"tokens", "tokens-val_fraction0.6"}
+    assert [row["n_tokens"] for row in rows if (row["text"], row["domain"]) == ("tokens-val_fraction0.6", "all")] == [
+        100_000
+    ]
+    ids = {units.cell.name: set(units.val_ids.tolist()) for units in all_units(study)}
+    assert ids[other] == {11} and len(ids["crate-1l"]) > 100
+    built = build(sweep, tmp_path / "report")
+    page = Page(built.html)
+    assert page.mistakes == [] and "7 documents were read" in page.text and "41 documents were read" in page.text
+    assert {row[0] for row in table(built, "text")} == {"tokens", "tokens-val_fraction0.6"}
+    (told,) = [finding for finding in built.summary["findings"] if "unigram entropy" in finding]
+    assert told.startswith("1 of 2 models end below") and "6.930 to 50.000" in told

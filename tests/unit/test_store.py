@@ -91,3 +91,19 @@ def test_links_point_to_the_artifact_and_move_with_the_store(tmp_path: Path) -> 
     assert (Path(link) / "train" / "0.txt").read_text() == "hello"
     moved = (tmp_path / "store").rename(tmp_path / "elsewhere")
     assert (moved / "runs" / "run" / "crate-1l" / "tokens" / "train" / "0.txt").exists()
+
+
+def test_links_of_an_earlier_sweep_do_not_pass_for_this_one_s(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = make(store)
+    for name in ("a/pretrain", "a/evaluate", "b/pretrain", "tokens", "report"):
+        store.link("run", name, artifact)
+    store.write_note("run", "plan.json", b"{}")
+    store.unlink_others("run", {"a/pretrain": "f00d", "a/evaluate": "0ther", "tokens": "f00d"})
+    left = {
+        path.relative_to(tmp_path / "runs/run").as_posix()
+        for path in (tmp_path / "runs/run").rglob("*")
+        if path.is_symlink()
+    }
+    assert left == {"a/pretrain", "tokens", "report"} and artifact.file("train/0.txt").is_file()
+    assert store.read_note("run", "plan.json") == b"{}"

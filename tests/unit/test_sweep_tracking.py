@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pipeline.sweep_tracking import _label, machine_tags
+import pytest
+
+from pipeline import sweep_tracking
+from pipeline.artifacts.store import Store
+from pipeline.config_load import load_config
+from pipeline.dag import plan
+from pipeline.sweep_tracking import SweepTracking, _label, machine_tags
 from pipeline.this_machine import package_version
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep
@@ -51,3 +58,36 @@ def test_runs_are_tagged_with_machine_and_versions() -> None:
     tags = machine_tags()
     assert {"processor", "gpu", "cuda", "python", "git", "deepspeed", "torch", "ray"} <= tags.keys()
     assert tags["deepspeed"] == (package_version("deepspeed") or "")
+
+
+class Opened(Told):
+    """Keeps which datasets each run was opened with."""
+
+    workers_spool = ""
+
+    def __init__(self, uri: str, *_: Any) -> None:
+        super().__init__()
+        self.uri, self.datasets = uri, {}
+
+    def _open(self, name: str, key: str, parent: str, params: Any, tags: Any, datasets: Any) -> TrackerSpec:
+        self.datasets[name] = list(datasets)
+        return TrackerSpec()
+
+    def finish(self, spec: TrackerSpec, status: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_cell_s_dataset_is_the_text_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_tracking, "TrackedSweep", Opened)
+    config = tmp_path / "sweep.yaml"
+    config.write_text("model: {n_layer: 1}\ngrid: {tokens.val_fraction: [0.1, 0.2]}\n", "utf-8")
+    whole = plan(load_config(config))
+    with SweepTracking.start("", whole, Store(tmp_path)) as tracking:
+        found = {cell: dataset for cell, datasets in tracking.runs.datasets.items() for dataset in datasets}
+    for value in ("0.1", "0.2"):
+        dataset, text = found[f"crate-1l-val_fraction{value}"], whole.steps[f"tokens-val_fraction{value}"]
+        assert (dataset["name"], dataset["digest"]) == (text.name, text.fingerprint)
+        assert dataset["source"].endswith(f"tokens/{text.fingerprint}")
