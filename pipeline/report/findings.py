@@ -70,14 +70,13 @@ def _scores(study: Study, tables: Tables) -> list[Finding]:
     gaps = score_gaps(pair, all_rows)
     found = []
     if gaps.mean:
-        judge = " Judge: " + "; ".join(study.judges) + "."
-        found.append(_mean_scores(pair, gaps, gaps.mean, METRICS[metric], judge))
+        found.append(_mean_scores(pair, gaps, gaps.mean, METRICS[metric]))
     if gaps.variance:
         found.append(_variances(pair, gaps, gaps.variance))
     return found
 
 
-def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str, judge: str) -> Finding:
+def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str) -> Finding:
     both = f"{100 * gap.crate:.1f} for CRATE, {100 * gap.gpt2:.1f} for GPT-2"
     depth = _layers(gaps.n_layers)
     if gap.higher:
@@ -87,7 +86,8 @@ def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str, judge: str)
     else:
         plain = f"At {depth} whose neurons are better explained cannot be said: {both}; {_no_verdict(gap, 100, '.1f')}."
     number, label = f"{100 * gap.crate:.1f} : {100 * gap.gpt2:.1f}", f"{metric} score times 100, CRATE : GPT-2"
-    plain += _coverage(gaps) + _equal_layers(pair, gaps) + judge
+    judges = sorted({cell.artifacts["interpret"].summary["judge"] for cell in (*pair.crate, *pair.gpt2)})
+    plain += f"{_coverage(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
     return Finding(number, label, plain, _names(pair), gap.higher or "muted")
 
 

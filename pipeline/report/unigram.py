@@ -29,11 +29,11 @@ def context_users(models: Sequence[Cell]) -> ContextUsers | None:
     if not measured:
         return None
     below = tuple(cell for cell, loss, entropy, margin in measured if loss < entropy - margin)
-    entropies = sorted({f"{entropy:.3f}" for _, _, entropy, _ in measured})
+    ends = [limit([entropy for _, _, entropy, _ in measured]) for limit in (min, max)]
     widest = max(margin for *_, margin in measured)
     said = f", by more than the {widest:.2f} nats that the part of it that was measured may be off" if widest else ""
-    names = entropies[0] if len(entropies) == 1 else f"{entropies[0]} to {entropies[-1]}"
-    return ContextUsers(tuple(cell for cell, *_ in measured), below, names, said)
+    entropies = " to ".join(dict.fromkeys(f"{entropy:.3f}" for entropy in ends))
+    return ContextUsers(tuple(cell for cell, *_ in measured), below, entropies, said)
 
 
 def _facts(cell: Cell) -> tuple[float, float, float] | None:
@@ -41,12 +41,10 @@ def _facts(cell: Cell) -> tuple[float, float, float] | None:
     if "evaluate" not in cell.artifacts:
         return None
     summary = cell.artifacts["evaluate"].summary
-    loss, entropy = summary.get("val_loss"), summary.get("unigram_entropy", cell.unigram_entropy)
-    if loss is None or entropy is None:
+    if cell.tokens is None or cell.unigram_entropy is None:
         return None
-    n_tokens = summary.get("val_tokens") or 1
-    whole = cell.tokens is not None and n_tokens >= cell.tokens.summary["val"]["n_tokens"] - 1
-    return float(loss), float(entropy), margin(n_tokens) if not whole else 0.0
+    whole = summary["val_tokens"] >= cell.tokens.summary["val"]["n_tokens"] - 1  # nothing stands before the first
+    return float(summary["val_loss"]), cell.unigram_entropy, 0.0 if whole else margin(summary["val_tokens"])
 
 
 def margin(n_tokens: int) -> float:

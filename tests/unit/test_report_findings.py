@@ -37,7 +37,9 @@ class World:
     def __init__(self, n_layer: int = 3) -> None:
         self.n_layer = n_layer
         self.outcomes: list[Outcome] = []
-        self.inputs: dict[str, Artifact] = {"tokens": self.artifact("tokens", "t", {"val": {"n_tokens": 100_001}})}
+        facts = {"val": {"n_tokens": 100_001}, "unigram_entropy": 7.0}
+        easier = facts | {"unigram_entropy": 6.0}
+        self.inputs = {"tokens": self.artifact("tokens", "a", facts), "easier": self.artifact("tokens", "b", easier)}
         self.rows: list[dict[str, Any]] = []
 
     def artifact(self, stage: str, name: str, summary: dict[str, Any]) -> Artifact:
@@ -51,15 +53,16 @@ class World:
         scores: list[np.ndarray],
         *,
         tokens: int = 4096,
-        **measured: Any,
+        text: str = "tokens",
+        val_tokens: int = 100_000,
     ) -> str:
         """`scores` (neurons,) by layer, NaN where there is none."""
         cell = f"{architecture}-{self.n_layer}l-seed{seed}-{tokens}"
         model = {"architecture": architecture, "n_layer": self.n_layer, "d_model": 32, "n_head": 1, "n_ctx": 64}
         config = Config(**{"seed": seed, "model": model, "pretrain": {"total_tokens": tokens, "batch_tokens": 1024}})
         settings = {k: v for k, v in canonical(config).items() if k not in ("runtime", "grid", "report", "name")}
-        self.outcomes.append(Outcome(cell, settings, {}, "tokens"))
-        summary = {"val_loss": loss, "val_tokens": 100_000, "unigram_entropy": 7.0} | measured
+        self.outcomes.append(Outcome(cell, settings, {}, text))
+        summary = {"val_loss": loss, "val_tokens": val_tokens}
         self.inputs[f"{cell}/pretrain"] = self.artifact("pretrain", cell, {"train_tokens": tokens, "val_loss": loss})
         self.inputs[f"{cell}/evaluate"] = self.artifact("evaluate", cell, summary)
         judged = {"judge": "made up", "protocol": "corrected"}
@@ -215,7 +218,7 @@ def test_context_is_used_only_where_the_loss_shows_it(
 
 def test_each_model_is_held_to_the_entropy_of_its_own_text() -> None:
     world = World()
-    world.add("crate", 0, 6.5, [], unigram_entropy=6.0)
-    world.add("crate", 1, 6.5, [], unigram_entropy=7.0)
+    world.add("crate", 0, 6.5, [], text="easier")
+    world.add("crate", 1, 6.5, [])
     (finding,) = world.told
     assert finding.number == "1 / 2" and "6.000 to 7.000 nats" in finding.plain
