@@ -12,7 +12,8 @@ from pipeline.report import figures_layer_scores, figures_loss, figures_scores
 from pipeline.report.figures import all_figures
 from pipeline.report.findings import findings
 from pipeline.report.replicas import over_seeds
-from pipeline.report.scaling import all_series, fit_rows, offset_rows
+from pipeline.report.scaling import fit_rows, offset_rows
+from pipeline.report.series import all_series
 from pipeline.report.study import Study, gather
 from pipeline.report.tables import all_tables
 from tests.synthetic_artifacts import EXPONENT
