@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from crate_model.config import ModelConfig
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURON_SCHEMA, NEURONS_A_ROW_GROUP, RecordsWriter
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.config import InterpretConfig, RuntimeConfig
+from pipeline.config import ActivationsConfig, InterpretConfig, RuntimeConfig
 from pipeline.interpret.backends import Simulation, SimulationRequest, Text, Usage
 from pipeline.interpret.online import score_sites_online
 from pipeline.interpret.reading import sites_of
@@ -69,7 +70,7 @@ def _score(store: Store, tokens: Artifact, records: Artifact, fingerprint: str) 
     """Seconds, and how often the judge was asked, of the step with this fingerprint."""
     judge = Judge()
     context = Context(store, RuntimeConfig(), "run", "cell/interpret", fingerprint, TrackerSpec())
-    settings = Settings(0, InterpretConfig(explainer="transformers"))
+    settings = Settings(0, ModelConfig(n_layer=1), ActivationsConfig(), InterpretConfig(explainer="transformers"))
     progress, sites = context.progress(1, "neurons"), sites_of(records)
     started = time.perf_counter()
     ((site,), _) = score_sites_online(settings, tokens, records, sites, context, progress, lambda _: (judge, judge))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +88,9 @@ class Stage:
     computes: bool = (
         False  # True: `run` itself computes, on a CPU (and a GPU where there is one); False: it starts workers
     )
-    check: Callable[[Config], None] = lambda config: (
-        None
-    )  # raises ConfigError for what would fail after hours of a cell's other steps
+    check: Callable[[Config], Sequence[str] | None] = (
+        lambda config: (())
+    )  # raises ConfigError for what would fail after hours of a cell's other steps; returns what is to be known before them
     outside: Callable[[Any], dict[str, str]] = lambda settings: {}
     # digests by name of what decides bits and is neither a setting nor an artifact: what the settings name by a place
 

@@ -129,9 +129,10 @@ class Sweep:
         self.plan = plan(self.loaded)
         self.wanted = plan(self.loaded, self.until)
         self.kept = kept(self.wanted, self.store)
+        told: dict[str, None] = {}  # each sentence once
         for name, step in self.wanted.steps.items():
             if name not in self.kept:
-                step.stage.check(self.wanted.config_of(step))
+                told |= dict.fromkeys(step.stage.check(self.wanted.config_of(step)) or ())
         for name, artifact in self.kept.items():
             self._verify(name, artifact)
         self._prepare_run()
@@ -141,8 +142,10 @@ class Sweep:
             f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )
-        if told := self.plan.points_told:
-            self.console.print(told, highlight=False)
+        for sentence in told:
+            self.console.print(f"[yellow]mind[/]: {sentence}", highlight=False, soft_wrap=True)
+        if merged := self.plan.points_told:
+            self.console.print(merged, highlight=False)
         if to_make == 0 and self.until != "report":
             return self._say_part({})
         if to_make == 0 and (done := self._finished_report()):

@@ -10,11 +10,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from crate_model.config import ModelConfig
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURON_SCHEMA, RecordsWriter
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.artifacts.token_shards import ShardWriter
+from pipeline.config import ActivationsConfig, InterpretConfig
+from pipeline.interpret.stage import Settings
 
 WIDTHS = {64: 5, 8: 11}  # width of an excerpt -> quantile bins
+
+
+def settings(interpret: InterpretConfig | None = None, seed: int = 0, n_layer: int = 1, window: int = 64) -> Settings:
+    """Of the interpret stage, for records as they are planted here: with eleven bins of short excerpts."""
+    read = ActivationsConfig(protocol="paper", window=window)
+    return Settings(seed, ModelConfig(n_layer=n_layer), read, interpret or InterpretConfig())
 
 
 def publish(store: Store, stage: str, making: Path, summary: dict) -> Artifact:

@@ -114,7 +114,12 @@ class World:
                 columns = {"neuron": list(scores), "score": list(scores.values())}
                 constant = {"site": f"code-l{layer}", "layer": layer, "metric": "top_and_random", "status": "scored"}
                 columns |= {name: [value] * 3 for name, value in constant.items()}
-                columns |= {"n_tokens": [64] * 3, "explanation": ["x"] * 3}
+                columns |= {
+                    "n_explained": [5] * 3,
+                    "n_excerpts": [5] * 3,
+                    "n_tokens": [64] * 3,
+                    "explanation": ["x"] * 3,
+                }
                 columns |= {name: [None] * 3 for name in ("null_other", "null_shuffled", "null_empty")}
                 tables.append(_ordered(columns))
                 counts = ("n_silent", "n_constant_prediction", "n_unparsed", "n_refused", "n_over_budget")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,14 @@ import pyarrow as pa
 from crate_model.config import ModelConfig
 from crate_model.flops import count_parameters
 from pipeline.artifacts import checkpoint, evaluation, saes, steering
-from pipeline.artifacts.records import (
-    NEURON_SCHEMA,
-    histogram_edges,
-)
+from pipeline.artifacts.records import NEURON_SCHEMA, histogram_edges, quantile_bins
 from pipeline.artifacts.scores import NEURON_SCHEMA as SCORE_SCHEMA
 from pipeline.artifacts.scores import write_scores
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_strings
-from pipeline.interpret.statistics import bootstrap_means, layer_row, model_summary
+from pipeline.interpret.basis import Basis, Part, by_kind, layer_facts, model_facts
+from pipeline.interpret.excerpts import Metric, needed_selections
+from pipeline.interpret.statistics import layer_estimate, layer_row, model_summary
 from tests.corpus import documents
 
 METRICS = ("top_and_random", "random_only", "anthropic")
@@ -39,8 +39,9 @@ def final_loss(model: ModelConfig) -> float:
     return IRREDUCIBLE + SLOPE[model.architecture] / n ** EXPONENT[model.architecture]
 
 
-def sites_of(model: ModelConfig) -> list[tuple[str, int, int]]:
-    return [(f"code-l{layer}", layer, model.d_code) for layer in range(model.n_layer)]
+def sites_of(model: ModelConfig, layers: tuple[int, ...] | Literal["all"] = "all") -> list[tuple[str, int, int]]:
+    read = range(model.n_layer) if layers == "all" else layers
+    return [(f"code-l{layer}", layer, model.d_code) for layer in read]
 
 
 def write_tokens(folder: Path) -> dict[str, Any]:
@@ -124,20 +125,32 @@ def statistics_table(site: str, layer: int, n: int, rng: np.random.Generator) ->
     return pa.table(columns | others).select(NEURON_SCHEMA.names).cast(NEURON_SCHEMA)
 
 
+def all_that_is_asked(part: Part) -> int:
+    return part.asked
+
+
 def write_interpret(
-    folder: Path, sites: list[tuple[str, int, int]], architecture: str, rng: np.random.Generator, suffix: str = ""
+    folder: Path,
+    sites: list[tuple[str, int, int]],
+    model: ModelConfig,
+    rng: np.random.Generator,
+    suffix: str = "",
+    had: Callable[[Part], int] = all_that_is_asked,
 ) -> dict[str, Any]:
-    strings, tables, rows = token_strings(), [], []
+    """`had` says how many excerpts of a kind every neuron has."""
+    strings, tables, rows, architecture = token_strings(), [], [], model.architecture
     names = [metric + suffix for metric in METRICS]
-    by_metric: dict[str, tuple[list, list]] = {metric: ([], []) for metric in names}
+    by_metric: dict[str, tuple[list, list, list]] = {metric: ([], [], []) for metric in names}
     for site, layer, n in sites:
         parts = []
         for place, metric in enumerate(names):
+            basis = _basis(METRICS[place], n, had)
+            few = ~basis.enough()
             middle = 0.10 - 0.02 * place - (0.004 if architecture == "crate" else 0.015) * layer
             scores = np.clip(middle + 0.15 * rng.standard_normal(n), -1, 1)
             silent = rng.random(n) < 0.05
-            scores[silent] = np.nan
-            status = np.where(silent, "silent", "scored")
+            scores[silent | few] = np.nan
+            status = np.where(few, "too few excerpts", np.where(silent, "silent", "scored"))
             said = rng.integers(300, 9000, n).tolist()
             texts = [None if s else f'fires on "{strings[t]}" 9.1' for s, t in zip(silent, said, strict=True)]
             columns = {
@@ -145,8 +158,10 @@ def write_interpret(
                 "layer": np.full(n, layer),
                 "neuron": np.arange(n),
                 "metric": [metric] * n,
-                "score": pa.array(scores, mask=silent),
+                "score": pa.array(scores, mask=silent | few),
                 "status": status,
+                "n_explained": basis.count(explained=True),
+                "n_excerpts": basis.count(explained=False),
                 "n_tokens": np.full(n, 640),
                 "explanation": texts,
                 "null_other": np.zeros(n),
@@ -154,17 +169,31 @@ def write_interpret(
                 "null_empty": pa.nulls(n, pa.float64()),
             }
             parts.append(pa.table(columns).cast(SCORE_SCHEMA))
-            bootstrap = bootstrap_means(scores, 100, rng)
-            row = {"site": site, "layer": layer, "metric": metric, **layer_row(scores, status.tolist(), bootstrap)}
-            rows.append(row | {"null_other": 0.001, "null_shuffled": 0.0, "null_empty": None})
-            by_metric[metric][0].append(row)
-            by_metric[metric][1].append(bootstrap)
+            estimate = layer_estimate(scores, 100, rng)
+            row = {"site": site, "layer": layer, "metric": metric, "n_units": n}
+            row |= layer_row(scores, status.tolist(), estimate)
+            row |= layer_facts(basis, np.full(n, 640), ~np.isnan(scores))
+            nulls = {"null_other": 0.001, "null_shuffled": 0.0, "null_empty": None}
+            counts = {"n_null_other": row["n_scored"], "n_null_shuffled": row["n_scored"], "n_null_empty": 0}
+            rows.append(row | nulls | counts)
+            for kept, new in zip(by_metric[metric], (row, estimate, (basis, ~np.isnan(scores))), strict=True):
+                kept.append(new)
         tables.append(pa.concat_tables(parts))
     write_scores(folder, tables, rows)
-    metrics = {metric: model_summary(*pair) for metric, pair in by_metric.items()}
+    metrics, excerpts = {}, {}
+    for metric, (of_layers, estimates, bases) in by_metric.items():
+        metrics[metric] = model_summary(of_layers, estimates, model.n_layer) | model_facts(of_layers)
+        excerpts[metric] = by_kind(bases)
     family = "code" if sites[0][0].startswith("code-l") and sites[0][0].count("-") == 1 else "code-1x"
-    judge = "token table (offline, no LLM)"
-    return {"judge": judge, "protocol": "corrected", "metrics": metrics, "families": {family: metrics}}
+    told = {"judge": "token table (offline, no LLM)", "protocol": "corrected", "excerpts": {family: excerpts}}
+    return told | {"metrics": metrics, "families": {family: metrics}}
+
+
+def _basis(metric: Metric, n: int, had: Callable[[Part], int]) -> Basis:
+    (selection,) = needed_selections((metric,))
+    width = 64 if selection.long else 8
+    parts = [pick.part(quantile_bins("corrected", selection.long), width) for pick in selection.picks_of(metric)]
+    return Basis({part: np.full(n, had(part)) for part in parts})
 
 
 def write_steer(folder: Path, hostile: str = "") -> dict[str, Any]:

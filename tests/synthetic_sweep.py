@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crate_model.config import ModelConfig
 from pipeline.artifacts.records import (
     EXCERPT_SCHEMA,
     NEURONS_A_ROW_GROUP,
@@ -23,10 +22,12 @@ from pipeline.artifacts.records import (
 )
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config
+from pipeline.interpret.basis import Part
 from pipeline.report.stage import Outcome, ReportSettings
 from pipeline.stage import canonical
 from tests.synthetic_artifacts import (
     WIDTH,
+    all_that_is_asked,
     final_loss,
     hash_of,
     sites_of,
@@ -53,6 +54,7 @@ class SyntheticSweep:
     total_tokens: int = 65_536
     sae: bool = False
     metric_suffix: str = ""
+    had: Callable[[Part], int] = all_that_is_asked  # excerpts of a kind that every neuron has
     hostile: str = ""  # put wherever models and people write texts
     inputs: dict[str, Artifact] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -108,7 +110,7 @@ class SyntheticSweep:
         missing = dict(missing or {})
         self.outcomes.append(Outcome(cell, settings, missing, text))
         rng = np.random.default_rng(hash_of(cell) % 2**32)
-        for stage, write in self._writers(config.model, config.pretrain.total_tokens, rng).items():
+        for stage, write in self._writers(config, rng).items():
             if stage not in missing:
                 self.inputs[f"{cell}/{stage}"] = self.publish(stage, cell, write)
         return cell
@@ -118,24 +120,22 @@ class SyntheticSweep:
         for stage in stages:
             self.inputs[f"{other}/{stage}"] = self.inputs[f"{cell}/{stage}"]
 
-    def _writers(
-        self, model: ModelConfig, tokens: int, rng: np.random.Generator
-    ) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    def _writers(self, config: Config, rng: np.random.Generator) -> dict[str, Callable[[Path], dict[str, Any]]]:
+        model, tokens = config.model, config.pretrain.total_tokens
+        sites = sites_of(model, config.activations.layers)
         loss = final_loss(model) + 0.002 * rng.standard_normal()
         writers: dict[str, Callable[[Path], dict[str, Any]]] = {
             "pretrain": lambda folder: write_pretrain(folder, model, loss, tokens, rng),
             "evaluate": lambda folder: write_evaluate(folder, loss, model, self.hostile),
-            "activations": lambda folder: self.write_records(folder, sites_of(model), rng),
-            "interpret": lambda folder: write_interpret(
-                folder, sites_of(model), model.architecture, rng, self.metric_suffix
-            ),
+            "activations": lambda folder: self.write_records(folder, sites, rng),
+            "interpret": lambda folder: write_interpret(folder, sites, model, rng, self.metric_suffix, self.had),
             "steer": lambda folder: write_steer(folder, self.hostile),
         }
         if self.sae:
             features = [("code-l0-1x", 0, model.d_code)]
             writers["sae"] = lambda folder: write_sae(folder)
             writers["features"] = lambda folder: self.write_records(folder, features, rng)
-            writers["interpret_features"] = lambda folder: write_interpret(folder, features, model.architecture, rng)
+            writers["interpret_features"] = lambda folder: write_interpret(folder, features, model, rng)
         return writers
 
     def write_records(

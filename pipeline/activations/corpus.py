@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.activations.priority import name_hashes
+from pipeline.artifacts.records import quantile_bins
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import ActivationsConfig
 from pipeline.errors import ConfigError
@@ -27,14 +28,11 @@ class Span:
 
 
 def spans(config: ActivationsConfig, n_rows: int, n_rows_short: int) -> tuple[Span, Span]:
-    """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric).
-
-    The released code never samples the top twelfth for the short ones, and neither does `paper`.
-    """
+    """The long excerpts (OpenAI metrics) and the short ones (Anthropic metric)."""
     twelfths = tuple(i / 12 for i in range(1, 12))
     return (
-        Span(config.window, n_rows, (0.5, 0.9, 0.99, 0.999), 5),
-        Span(config.window_short, n_rows_short, twelfths, 11 if config.protocol == "paper" else 12),
+        Span(config.window, n_rows, (0.5, 0.9, 0.99, 0.999), quantile_bins(config.protocol, long=True)),
+        Span(config.window_short, n_rows_short, twelfths, quantile_bins(config.protocol, long=False)),
     )
 
 

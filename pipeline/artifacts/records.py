@@ -71,6 +71,11 @@ def histogram_edges() -> np.ndarray:
     return np.concatenate([[-np.inf, 0.0, np.finfo(np.float32).tiny], positive])
 
 
+def quantile_bins(protocol: str, long: bool) -> int:
+    """Quantile bins that excerpts are drawn from. `paper`, as the released code, never samples the short ones' top twelfth."""
+    return 5 if long else 11 if protocol == "paper" else 12
+
+
 @dataclass(frozen=True)
 class Excerpt:
     start: int  # offset in val

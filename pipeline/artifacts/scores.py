@@ -30,6 +30,8 @@ NEURON_SCHEMA = pa.schema(
         "metric": NAMES,
         "score": pa.float64(),  # null unless status is "scored"
         "status": NAMES,
+        "n_explained": pa.int32(),  # excerpts that the metric's explanation is made from
+        "n_excerpts": pa.int32(),  # that the metric scores
         "n_tokens": pa.int32(),  # over which the correlation is taken
         "explanation": pa.string(),
         "null_other": pa.float64(),  # with another neuron's explanation; null where not tried or not defined
@@ -43,19 +45,30 @@ LAYER_SCHEMA = pa.schema(
         "layer": pa.int32(),
         "metric": pa.string(),
         "mean": pa.float64(),  # over scored neurons; null if there is none
-        "low": pa.float64(),  # 95 % bootstrap interval of the mean, over neurons
+        "low": pa.float64(),  # 95 % interval of the mean, over neurons; null where they are too few or all alike
         "high": pa.float64(),
         "std": pa.float64(),  # over scored neurons
         "n_scored": pa.int32(),
         "n_neurons": pa.int32(),  # asked for, whatever became of them
+        "n_units": pa.int32(),  # neurons or features that the site has
+        "n_too_few_excerpts": pa.int32(),
         "n_silent": pa.int32(),
         "n_constant_prediction": pa.int32(),
         "n_unparsed": pa.int32(),
         "n_refused": pa.int32(),
         "n_over_budget": pa.int32(),
+        "explained": pa.float64(),  # excerpts that are explained, mean of a scored neuron; null if there is none
+        "explained_asked": pa.int32(),  # and how many the metric asks for
+        "excerpts": pa.float64(),  # likewise those that are scored
+        "excerpts_asked": pa.int32(),
+        "tokens": pa.float64(),  # and their tokens
+        "tokens_asked": pa.int32(),
         "null_other": pa.float64(),
         "null_shuffled": pa.float64(),
         "null_empty": pa.float64(),
+        "n_null_other": pa.int32(),  # neurons that the nulls are means of
+        "n_null_shuffled": pa.int32(),
+        "n_null_empty": pa.int32(),
     }
 )
 

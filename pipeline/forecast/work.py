@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from crate_model.flops import count_parameters, forward_flops_per_token, train_flops_per_token
 from pipeline.activations.job import shards_of
+from pipeline.artifacts.records import quantile_bins
 from pipeline.artifacts.saes import tap_width
 from pipeline.config import Config
 from pipeline.forecast.machine import Machine, Rates
 from pipeline.forecast.room import part_bytes
-from pipeline.interpret.estimate import QUANTILE_BINS
 from pipeline.interpret.excerpts import needed_selections
+from pipeline.interpret.limits import scorable
 from pipeline.sae.planned import planned_sites
 
 
@@ -157,9 +158,12 @@ def read_tokens(config: Config) -> int:
 
 def judge_calls(config: Config, neurons: int) -> tuple[int, int]:
     """(explanations, simulator passes) of so many neurons: an excerpt is simulated once a neuron."""
-    selections = needed_selections(config.interpret.metrics)
-    bins = {"quantile": QUANTILE_BINS[config.activations.protocol]}
-    passes = sum(len(pick.ranks) * bins.get(pick.kind, 1) for selection in selections for pick in selection.score)
+    selections = needed_selections(scorable(config))
+    passes = sum(
+        pick.part(quantile_bins(config.activations.protocol, selection.long), 1).asked
+        for selection in selections
+        for pick in selection.score
+    )
     return neurons * len(selections), neurons * passes
 
 

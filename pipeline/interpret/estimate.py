@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.artifacts.records import quantile_bins
 from pipeline.config import Config
-from pipeline.interpret.excerpts import Pick, needed_selections
+from pipeline.interpret.excerpts import OUT_OF_CONTEXT_TOKENS, Pick, needed_selections
+from pipeline.interpret.limits import scorable
 
-QUANTILE_BINS = {"paper": 11, "corrected": 12}  # of short excerpts: the published code leaves out the highest
 # Tokens by the judge's tokenizer, measured with SmolLM2 on GPT-2 tokens of English and code, rounded up.
 TOKENS_A_LINE = 5.2  # of a simulation: token, tab, "unknown", line break
 TOKENS_A_SHOWN_TOKEN = {"own": 2.0, "openai": 5.5}  # of an explanation
 HEAD_TOKENS = {"own": 360, "openai": 850}  # of a simulation: instruction and examples
 EXPLAIN_HEAD_TOKENS = {"own": 330, "openai": 900}
 EXPLANATION_TOKENS = 30
-OUT_OF_CONTEXT_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class JudgePlan:
 def judge_plan(config: Config) -> JudgePlan:
     """The calls to come for the neurons of a model and for the features of its autoencoders."""
     settings, prompts, kind = config.interpret, config.interpret.prompt_set, config.interpret.simulator_kind
-    bins = QUANTILE_BINS[config.activations.protocol]
     neurons = n_neurons(config)
     by_llm = kind != "token_table"
     explained = neurons if settings.explainer != "token_table" else 0
@@ -42,7 +41,8 @@ def judge_plan(config: Config) -> JudgePlan:
     simulated = neurons + controls if by_llm else 0
     explanations = passes_a_neuron = 0
     explaining, simulating = dict.fromkeys(("in", "out"), 0.0), dict.fromkeys(("in", "out"), 0.0)  # tokens
-    for selection in needed_selections(settings.metrics):
+    for selection in needed_selections(scorable(config)):
+        bins = quantile_bins(config.activations.protocol, selection.long)
         width = config.activations.window if selection.long else config.activations.window_short
         shown, passes = _count(selection.explain, bins), _count(selection.score, bins)
         lines = sum(

@@ -1,7 +1,8 @@
 """Which excerpts of a neuron are shown to the explainer and which are simulated and scored, for each metric.
 
 Two explanations are written a neuron: `openai`, from long excerpts, serves both OpenAI metrics; `anthropic`, from short ones,
-serves the third. An excerpt is simulated once a neuron, and a metric scores a subset of its explanation's simulations.
+serves the third. An excerpt is simulated once a neuron, and a metric scores a subset of its explanation's simulations. A neuron
+that has too few of a metric's excerpts (`basis.py`) has no score of it, and nothing is asked for it.
 
 *Source:* Bills et al. 2023 and Bricken et al. 2023, with the ranks of the released CRATE code. There, windows that overlap may be
 both explained and scored; protocol `corrected` puts the next excerpt of the same kind in place of one that leaks so.
@@ -15,9 +16,10 @@ from typing import Literal
 import numpy as np
 
 from pipeline.artifacts.tokens import TokenSplit
+from pipeline.interpret.basis import Basis, Part
 
 Metric = Literal["top_and_random", "random_only", "anthropic"]
-ALL_BINS = -2
+OUT_OF_CONTEXT_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Pick:
     reserve: tuple[int, ...] = ()
     metrics: tuple[Metric, ...] = ()  # that score them; empty for those that are explained
     out_of_context: bool = False  # only the three tokens around the one it was chosen for
+
+    def part(self, n_bins: int, width: int) -> Part:
+        """What it gives a neuron that has it all, of excerpts of `width` tokens in so many quantile bins."""
+        kind = "out of context" if self.out_of_context else self.kind
+        count = len(self.ranks) * (n_bins if self.kind == "quantile" else 1)
+        return Part(kind, not self.metrics, count, OUT_OF_CONTEXT_TOKENS if self.out_of_context else width)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class Selection:
 
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(dict.fromkeys(metric for pick in self.score for metric in pick.metrics))
+
+    def picks_of(self, metric: Metric) -> tuple[Pick, ...]:
+        """What a metric stands on: all that is explained, and what it scores."""
+        return self.explain + tuple(pick for pick in self.score if metric in pick.metrics)
 
 
 def ranks(*bounds: int) -> tuple[int, ...]:
@@ -86,6 +98,7 @@ class LayerExcerpts:
     """All kept excerpts of one width of some neurons of a layer. `column` finds a (kind, bin, rank) among the excerpts."""
 
     neurons: np.ndarray  # (neurons,) indices in the layer
+    n_bins: int  # quantile bins that there should be
     column: dict[tuple[str, int, int], int]
     starts: np.ndarray  # (neurons, excerpts) int64, global token offset in val; -1 where the neuron has no such excerpt
     lengths: np.ndarray  # (neurons, excerpts) tokens; 0 where there is none
@@ -95,14 +108,15 @@ class LayerExcerpts:
     def of(self, rows: slice) -> LayerExcerpts:
         """The same for some of the neurons."""
         arrays = (self.starts, self.lengths, self.centers, self.activations)
-        return LayerExcerpts(self.neurons[rows], self.column, *(values[rows] for values in arrays))
+        return LayerExcerpts(self.neurons[rows], self.n_bins, self.column, *(values[rows] for values in arrays))
 
-    def bins(self) -> list[int]:
-        return sorted({bin_ for kind, bin_, _ in self.column if kind == "quantile"})
+    @property
+    def width(self) -> int:
+        return self.activations.shape[2]
 
     def columns(self, pick: Pick, these: tuple[int, ...]) -> list[list[int]]:
         """Columns of these ranks, a list a bin; ranks that no neuron has are left out."""
-        bins = self.bins() if pick.kind == "quantile" else [-1]
+        bins = range(self.n_bins) if pick.kind == "quantile" else [-1]
         return [[c for r in these if (c := self.column.get((pick.kind, b, r))) is not None] for b in bins]
 
 
@@ -124,26 +138,34 @@ class Chosen:
     explain: Block
     score: Block
     metric_excerpts: dict[Metric, np.ndarray]  # metric -> (excerpts,) bool over the score block
+    basis: dict[Metric, Basis]  # what each neuron has of them
 
 
 def choose(selection: Selection, layer: LayerExcerpts, split: TokenSplit, leakage_free: bool) -> Chosen:
-    """Choose excerpts and read their tokens from `split` (the val TokenSplit)."""
-    explain = np.concatenate([_pick(layer, pick, None) for pick in selection.explain], axis=1)
+    """Choose excerpts and read their tokens from `split` (the val TokenSplit).
+
+    The blocks are empty where no metric has enough: nothing is to be asked there.
+    """
+    shown = {pick: _pick(layer, pick, None) for pick in selection.explain}
+    explain = np.concatenate(list(shown.values()), axis=1)
     spans = _spans(layer, explain) if leakage_free else None
-    parts = [_pick(layer, pick, spans) for pick in selection.score]
-    score = np.concatenate(parts, axis=1)
-    of_pick = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
+    scored = {pick: _pick(layer, pick, spans) for pick in selection.score}
+    score = np.concatenate(list(scored.values()), axis=1)
+    of_pick = np.repeat(np.arange(len(scored)), [columns.shape[1] for columns in scored.values()])
     cut = np.array([pick.out_of_context for pick in selection.score])[of_pick]
-    metric_excerpts = {
-        metric: np.array([metric in pick.metrics for pick in selection.score])[of_pick]
-        for metric in selection.metrics()
-    }
+    there = {pick: (columns >= 0).sum(1) for pick, columns in (shown | scored).items()}
+    metric_excerpts, basis = {}, {}
+    for metric in selection.metrics():
+        metric_excerpts[metric] = np.array([metric in pick.metrics for pick in selection.score])[of_pick]
+        basis[metric] = Basis({p.part(layer.n_bins, layer.width): there[p] for p in selection.picks_of(metric)})
+    wanted = np.any([basis[m].enough()[:, None] & excerpts for m, excerpts in metric_excerpts.items()], axis=0)
     return Chosen(
         selection,
         layer.neurons,
-        _block(layer, explain, split, np.zeros(explain.shape[1], bool)),
-        _block(layer, score, split, cut),
+        _block(layer, np.where(wanted.any(1, keepdims=True), explain, -1), split, np.zeros(explain.shape[1], bool)),
+        _block(layer, np.where(wanted, score, -1), split, cut),
         metric_excerpts,
+        basis,
     )
 
 
@@ -156,7 +178,7 @@ def _pick(layer: LayerExcerpts, pick: Pick, avoid: tuple[np.ndarray, np.ndarray]
         usable = layer.lengths[:, candidates] > 0
         if avoid is not None:
             usable &= ~_overlaps(layer, candidates, avoid)
-        order = np.argsort(~usable, axis=1, kind="stable")[:, : len(first)]  # usable ones first, by preference
+        order = np.argsort(~usable, axis=1, kind="stable")[:, : len(pick.ranks)]  # usable ones first, by preference
         chosen.append(np.where(np.take_along_axis(usable, order, 1), candidates[order], -1))
     return np.concatenate(chosen, axis=1) if chosen else np.empty((len(layer.neurons), 0), np.int64)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,17 @@ from pipeline.artifacts.scores import NEURON_SCHEMA
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import InterpretConfig
 from pipeline.interpret import scoring, statistics
+from pipeline.interpret.basis import Basis, layer_facts
 from pipeline.interpret.excerpts import Chosen, LayerExcerpts, Metric, choose, needed_selections
+from pipeline.interpret.reading import Site
 from pipeline.interpret.scoring import Status
+from pipeline.intervals import Estimate
 
-FEWEST_FOR_INTERVAL = 20  # scored neurons; an interval of fewer is narrow by chance: that of one has no width
+if TYPE_CHECKING:
+    from pipeline.interpret.stage import Settings
+
 NULLS = ("null_other", "null_shuffled", "null_empty")
-Columns = dict[str, Any]  # columns of the neurons' table for one metric
+Columns = dict[str, Any]  # columns of the neurons' table for one metric, and their `basis`
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,14 @@ class SiteScores:
     site: str
     layer: int
     neurons: pa.Table
-    rows: dict[str, dict[str, Any]]  # by metric, as are the resampled means
-    bootstraps: dict[str, np.ndarray]
+    rows: dict[str, dict[str, Any]]  # by metric, as are the estimates of the means and what was explained and scored
+    estimates: dict[str, Estimate | None]
+    basis: dict[str, tuple[Basis, np.ndarray]]  # of all neurons, and which of them have a score
 
 
 def score_site(
-    config: InterpretConfig,
-    seed: int,
-    site: str,
-    layer: int,
+    settings: Settings,
+    site: Site,
     excerpts: dict[bool, LayerExcerpts],  # long? -> excerpts of the same neurons
     split: TokenSplit,
     judge: Judge,
@@ -76,6 +81,7 @@ def score_site(
 
     Ends early when `half_width` is set and every metric's interval is as narrow: the neurons are a random sample then.
     """
+    config, seed = settings.interpret, settings.seed
     n_neurons = len(excerpts[True].neurons)
     chunk = judge.chunk or max(1, n_neurons)
     parts: dict[str, list[Columns]] = {}
@@ -84,7 +90,7 @@ def score_site(
         rows = slice(first, first + chunk)
         for selection in needed_selections(config.metrics):
             chosen = choose(selection, excerpts[selection.long].of(rows), split, config.protocol == "corrected")
-            rng = _generator(seed, site, selection.name, first)
+            rng = _generator(seed, site.name, selection.name, first)
             judged = judge.judge(chosen, rng, controls)
             for metric in chosen.metric_excerpts:
                 parts.setdefault(metric + judge.metric_suffix, []).append(_columns(chosen, judged, metric, rng))
@@ -92,19 +98,22 @@ def score_site(
         tell(min(first + chunk, n_neurons))
         if config.half_width and _narrow(parts, config, seed):
             break
-    return _site_scores(config, seed, site, layer, {metric: _joined(of_chunks) for metric, of_chunks in parts.items()})
+    return _site_scores(config, seed, site, {metric: _joined(of_chunks) for metric, of_chunks in parts.items()})
 
 
-def _site_scores(config: InterpretConfig, seed: int, site: str, layer: int, columns: dict[str, Columns]) -> SiteScores:
-    rows, bootstraps = {}, {}
+def _site_scores(config: InterpretConfig, seed: int, site: Site, columns: dict[str, Columns]) -> SiteScores:
+    rows, estimates, basis = {}, {}, {}
     for metric, of_metric in columns.items():
-        rng = _generator(seed, site, metric)
-        bootstraps[metric] = statistics.bootstrap_means(of_metric["score"], config.bootstrap, rng)
-        rows[metric] = {"site": site, "layer": layer, "metric": metric}
-        rows[metric] |= statistics.layer_row(of_metric["score"], of_metric["status"], bootstraps[metric])
+        rng = _generator(seed, site.name, metric)
+        estimates[metric] = statistics.layer_estimate(of_metric["score"], config.bootstrap, rng)
+        basis[metric] = of_metric["basis"], ~np.isnan(of_metric["score"])
+        rows[metric] = {"site": site.name, "layer": site.layer, "metric": metric, "n_units": site.n_neurons}
+        rows[metric] |= statistics.layer_row(of_metric["score"], of_metric["status"], estimates[metric])
+        rows[metric] |= layer_facts(of_metric["basis"], of_metric["n_tokens"], basis[metric][1])
         rows[metric] |= {name: statistics.mean(of_metric[name]) for name in NULLS}
-    tables = [_table(site, layer, metric, of_metric) for metric, of_metric in columns.items()]
-    return SiteScores(site, layer, pa.concat_tables(tables), rows, bootstraps)
+        rows[metric] |= {f"n_{name}": int(np.count_nonzero(~np.isnan(of_metric[name]))) for name in NULLS}
+    tables = [_table(site.name, site.layer, metric, of_metric) for metric, of_metric in columns.items()]
+    return SiteScores(site.name, site.layer, pa.concat_tables(tables), rows, estimates, basis)
 
 
 def _generator(seed: int, *names: object) -> np.random.Generator:
@@ -112,12 +121,16 @@ def _generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int) -> bool:
-    """Whether the 95 % interval of every metric's mean so far is within +- half_width, of neurons enough to tell."""
+    """Whether every metric's mean so far has a 95 % interval, and it is within +- half_width.
+
+    A metric whose excerpts no neuron has is not waited for.
+    """
     for metric, chunks in parts.items():
+        if not any(chunk["basis"].enough().any() for chunk in chunks):
+            continue
         scores = np.concatenate([chunk["score"] for chunk in chunks])
-        if np.count_nonzero(~np.isnan(scores)) < FEWEST_FOR_INTERVAL:
-            return False
-        low, high = statistics.interval(statistics.bootstrap_means(scores, config.bootstrap, _generator(seed, metric)))
+        estimate = statistics.layer_estimate(scores, config.bootstrap, _generator(seed, metric))
+        low, high = statistics.interval([estimate], [int(np.count_nonzero(~np.isnan(scores)))])
         if low is None or high is None or high - low > 2 * config.half_width:
             return False
     return True
@@ -125,8 +138,10 @@ def _narrow(parts: dict[str, list[Columns]], config: InterpretConfig, seed: int)
 
 def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Generator) -> Columns:
     """The columns of one metric, arrays over neurons. Tokens without a prediction (NaN) count on neither side."""
-    flat = (len(chosen.neurons), -1)
-    scored = (chosen.score.mask & chosen.metric_excerpts[metric][:, None]).reshape(flat)
+    basis = chosen.basis[metric]
+    enough = basis.enough()
+    flat = (len(chosen.neurons), int(np.prod(chosen.score.mask.shape[1:])))
+    scored = (chosen.score.mask & chosen.metric_excerpts[metric][:, None]).reshape(flat) & enough[:, None]
     true = chosen.score.activations.reshape(flat)
 
     def correlation(predicted: np.ndarray, tried: np.ndarray) -> np.ndarray:
@@ -139,10 +154,17 @@ def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Gene
     mask = scored & ~np.isnan(predicted)
     failed = np.array([failure is not None for failure in judged.failures], bool)
     found = scoring.statuses(true, np.nan_to_num(predicted), mask)
+    statuses = [
+        Status.TOO_FEW_EXCERPTS if not has else failure or status
+        for has, failure, status in zip(enough, judged.failures, found, strict=True)
+    ]
     return {
+        "basis": basis,
         "neuron": chosen.neurons,
         "score": correlation(predicted, ~failed),
-        "status": [failure or status for failure, status in zip(judged.failures, found, strict=True)],
+        "status": statuses,
+        "n_explained": basis.count(explained=True),
+        "n_excerpts": basis.count(explained=False),
         "n_tokens": mask.sum(1),
         "explanation": judged.texts,
         "null_other": correlation(judged.other.reshape(flat), judged.controlled & ~failed),
@@ -157,6 +179,8 @@ def _joined(chunks: list[Columns]) -> Columns:
 
 
 def _concatenated(values: list[Any]) -> Any:
+    if isinstance(values[0], Basis):
+        return reduce(Basis.joined, values)
     return np.concatenate(values) if isinstance(values[0], np.ndarray) else [v for chunk in values for v in chunk]
 
 

@@ -35,7 +35,7 @@ def score_sites_offline(
     from pipeline.interpret.offline import score_offline
 
     task = ray.remote(num_cpus=1, max_retries=2)(score_offline)
-    pending = {task.remote(settings.interpret, settings.seed, tokens, records, site): site for site in sites}
+    pending = {task.remote(settings, tokens, records, site): site for site in sites}
     results: dict[str, SiteScores] = {}
     done = 0
     while pending:

@@ -57,8 +57,8 @@ def score_sites_online(
                         "judging stopped as asked", fix="Run again: answered calls are kept.", stage="interpret"
                     )
 
-            excerpts = read_excerpts(records, site, neurons)
-            scored.append(score_site(config, settings.seed, site.name, site.layer, excerpts, split, judge, tell))
+            excerpts = read_excerpts(records, site, neurons, settings.activations)
+            scored.append(score_site(settings, site, excerpts, split, judge, tell))
             done += len(neurons)
             progress.update(done)
         _track(context, budget)

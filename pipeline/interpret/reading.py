@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.records import Records
+from pipeline.artifacts.records import EXCERPT_SCHEMA, Records, quantile_bins
 from pipeline.artifacts.store import Artifact
+from pipeline.config import ActivationsConfig
 from pipeline.interpret.excerpts import LayerExcerpts
 
 
@@ -30,7 +31,7 @@ def sampled_neurons(site: Site, count: int, seed: int) -> np.ndarray:
     return np.array(sorted(range(site.n_neurons), key=keys.__getitem__)[:count])
 
 
-def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExcerpts:
+def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int, bins: int) -> LayerExcerpts:
     """Arrays from rows of `excerpts.parquet` of one site and width: `neuron, kind, bin, rank, start, center, activations`."""
     column, columns = _columns(table)
     of_row = table["neuron"].to_numpy()
@@ -44,6 +45,7 @@ def layer_excerpts(table: pa.Table, neurons: np.ndarray, width: int) -> LayerExc
     shape = (len(neurons), len(column))
     result = LayerExcerpts(
         np.asarray(neurons),
+        bins,
         column,
         np.full(shape, -1),
         np.zeros(shape, np.int64),
@@ -93,10 +95,14 @@ def sites_of(records: Artifact) -> list[Site]:
     ]
 
 
-def read_excerpts(records: Artifact, site: Site, neurons: np.ndarray) -> dict[bool, LayerExcerpts]:
-    """Excerpts of some neurons of a site: {True: the long ones, False: the short ones}."""
+def read_excerpts(
+    records: Artifact, site: Site, neurons: np.ndarray, asked: ActivationsConfig
+) -> dict[bool, LayerExcerpts]:
+    """Excerpts of some neurons of a site, records of which were `asked` for: {True: the long ones, False: the short ones}."""
     tables = Records(records).excerpts(site.name)
+    none = pa.Table.from_pylist([], schema=EXCERPT_SCHEMA)
+    widths = {True: asked.window, False: asked.window_short}
     return {
-        width == max(tables): layer_excerpts(table, neurons, width)
-        for width, table in sorted(tables.items(), reverse=True)
+        long: layer_excerpts(tables.get(width, none), neurons, width, quantile_bins(asked.protocol, long))
+        for long, width in widths.items()
     }

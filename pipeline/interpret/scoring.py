@@ -12,6 +12,7 @@ import numpy as np
 
 class Status(StrEnum):
     SCORED = "scored"
+    TOO_FEW_EXCERPTS = "too few excerpts"  # under half of a kind that the metric explains or scores: not that metric
     SILENT = "silent"  # its true activations do not vary over the excerpts: nothing to correlate, or nothing to explain
     CONSTANT_PREDICTION = "constant prediction"  # the judge predicted one value everywhere
     UNPARSED = "unparsed"  # the judge's reply could not be read

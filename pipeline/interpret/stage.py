@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crate_model.config import ModelConfig
 from pipeline.artifacts.store import Artifact
-from pipeline.config import Config, InterpretConfig
+from pipeline.config import ActivationsConfig, Config, InterpretConfig
 from pipeline.stage import Context, Stage, Summary
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
+    """`model` and `activations`, which are the records' too, say what a metric should have: all layers, so many excerpts."""
+
     seed: int
+    model: ModelConfig
+    activations: ActivationsConfig
     interpret: InterpretConfig
 
 
@@ -40,28 +45,38 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
 
         scored, facts = score_sites_online(settings, inputs["tokens"], records, sites, context, progress)
     write_scores(out_folder, [site.neurons for site in scored], [row for site in scored for row in site.rows.values()])
-    return facts | summary(scored, settings.interpret)
+    return facts | summary(scored, settings)
 
 
-def summary(scored: list[SiteScores], config: InterpretConfig) -> Summary:
-    """The manifest's facts: each metric's mean over layers with its interval and coverage, family by family."""
+def summary(scored: list[SiteScores], settings: Settings) -> Summary:
+    """The manifest's facts, family by family: each metric's mean over layers, interval and coverage, and what it stands on."""
     from pipeline.artifacts.scores import family_of
+    from pipeline.interpret.basis import by_kind, model_facts
     from pipeline.interpret.statistics import model_summary
 
     families: dict[str, Any] = {}
+    excerpts: dict[str, Any] = {}
     for name in dict.fromkeys(family_of(site.site) for site in scored):
         layers = [site for site in scored if family_of(site.site) == name]
-        families[name] = {
-            metric: model_summary([site.rows[metric] for site in layers], [site.bootstraps[metric] for site in layers])
-            for metric in layers[0].rows
-        }
+        families[name], excerpts[name] = {}, {}
+        for metric in layers[0].rows:
+            rows, estimates = [site.rows[metric] for site in layers], [site.estimates[metric] for site in layers]
+            families[name][metric] = model_summary(rows, estimates, settings.model.n_layer) | model_facts(rows)
+            excerpts[name][metric] = by_kind([site.basis[metric] for site in layers])
     last: dict[str, Any] = next(reversed(families.values()), {})
-    return {"protocol": config.protocol, "metrics": last, "families": families}
+    return {"protocol": settings.interpret.protocol, "metrics": last, "families": families, "excerpts": excerpts}
+
+
+def check(config: Config) -> Sequence[str]:
+    """Tells metrics that cannot be scored with these settings; raises ConfigError where none can."""
+    from pipeline.interpret import limits
+
+    return limits.check(config)
 
 
 def has_features(config: Config) -> bool:
     return bool(config.sae.expansions)
 
 
-INTERPRET = Stage("interpret", 3, "cell", ("tokens", "activations"), Settings, run)
-INTERPRET_FEATURES = Stage("interpret_features", 3, "cell", ("tokens", "features"), Settings, run, needed=has_features)
+INTERPRET = Stage("interpret", 4, "cell", ("tokens", "activations"), Settings, run, check=check)
+INTERPRET_FEATURES = Stage("interpret_features", 4, "cell", ("tokens", "features"), Settings, run, needed=has_features)

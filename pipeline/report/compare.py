@@ -6,26 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import intervals
 from pipeline.artifacts.evaluation import read_domains
 from pipeline.artifacts.scores import Scores, family_of
 from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.naming import flat
 from pipeline.report.text import METRICS
 
-RESAMPLES, LEVELS = 1000, (0.025, 0.975)
-LEAST_DOMAINS = 3
+RESAMPLES = 1000
+LOSSES = (("val_loss", "loss", "n_tokens"), ("bits_per_byte", "bits_per_byte", "n_bytes"))
+MADE_BY = {
+    "val_loss": ("pretrain", "evaluate"),
+    "score": ("pretrain", "activations", "interpret"),
+}  # what a measure rests on
 Run = Mapping[str, Artifact]  # "<cell>/<stage>" -> artifact
+LayerScores = dict[
+    int, np.ndarray
+]  # layer -> scores times 100 of the neurons that were asked for, NaN where there is none
 
 
 def compare(run_a: Run, run_b: Run, seed: int = 0) -> list[dict[str, Any]]:
     """Differences B minus A, a row a common cell and measure: {"cell", "measure", "a", "b", "difference", "low", "high", "note"}.
 
-    Scores are times 100, with 95 % bootstrap intervals over neurons: of pairs where both runs judged the same trained model,
-    of two samples otherwise. A layer without a scored neuron in either run is left out of both means. The intervals of losses
-    are over the domains of the validation text, drawn anew, where there are enough; what another seed would give is told by
-    replicas. Raises ArtifactError when no cell is in both.
+    Scores are times 100. `low` and `high` are 95 % intervals: of scores over neurons, of pairs where both runs asked the same
+    neurons of the same model; of losses over the domains of the text. Neither says what another seed would give, which is for
+    replicas. `note` names the units, all settings that differ, and why an interval or a difference is missing: losses on other
+    text have none. Raises ArtifactError when no cell is in both.
     """
     cells = sorted(
         {name.partition("/")[0] for name in run_a if "/" in name}
@@ -37,59 +47,103 @@ def compare(run_a: Run, run_b: Run, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _losses(cell: str, run_a: Run, run_b: Run, seed: int) -> list[dict[str, Any]]:
-    made = [run.get(f"{cell}/evaluate") for run in (run_a, run_b)]
-    if made[0] is None or made[1] is None:
+    a, b = run_a.get(f"{cell}/evaluate"), run_b.get(f"{cell}/evaluate")
+    if a is None or b is None:
         return []
+    unlike, text = _unlike(cell, run_a, run_b, MADE_BY["val_loss"]), _other_text(a, b)
     rows = []
-    for measure, column, weight in (("val_loss", "loss", "n_tokens"), ("bits_per_byte", "bits_per_byte", "n_bytes")):
-        a, b = (float(artifact.summary[measure]) for artifact in made if artifact)
-        if made[0].fingerprint == made[1].fingerprint:
-            low, high, note = None, None, "same artifact"
-        else:
-            low, high, note = _domain_interval(made[0], made[1], column, weight, np.random.default_rng(seed))
-        rows.append(_row(cell, measure, a, b, low, high, note))
+    for measure, column, weight in LOSSES:
+        values = float(a.summary[measure]), float(b.summary[measure])
+        low, high, note = None, None, text or "same artifact"
+        if not text and a.fingerprint != b.fingerprint:
+            low, high, note = _domain_interval(a, b, column, weight, np.random.default_rng(seed))
+        row = _row(cell, measure, *values, low, high, _joined(note, unlike))
+        rows.append(row | {"difference": None} if text.startswith("other text") else row)
     return rows
+
+
+def _other_text(a: Artifact, b: Artifact) -> str:
+    """In what the texts of two evaluations differ; empty where both took the same tokens of every domain."""
+    tables = [read_domains(made).sort_by("domain").select(["domain", "n_tokens", "n_bytes"]) for made in (a, b)]
+    if tables[0] == tables[1]:
+        return ""
+    tokens = [made.manifest.inputs.get("tokens") for made in (a, b)]
+    if tokens[0] and tokens[0] == tokens[1]:
+        counts = [f"{pc.sum(table['n_tokens']).as_py():,}" for table in tables]
+        return f"no interval: {counts[0]} and {counts[1]} tokens of the same text"
+    return "other text: the losses have no difference"
 
 
 def _domain_interval(
     a: Artifact, b: Artifact, column: str, weight: str, rng: np.random.Generator
 ) -> tuple[float | None, float | None, str]:
-    """Of the difference, over domains drawn anew, each with its weight; why there is none otherwise."""
+    """Of the difference of two losses on the same text, over its domains, each with its weight; why there is none otherwise."""
     tables = [read_domains(made).sort_by("domain") for made in (a, b)]
-    texts = [(table["domain"].to_pylist(), table[weight].to_pylist()) for table in tables]
-    if texts[0] != texts[1]:
-        return None, None, "no interval: measured on other text"
-    if len(texts[0][0]) < LEAST_DOMAINS:
-        return None, None, f"no interval: fewer than {LEAST_DOMAINS} domains"
     losses_a, losses_b = (table[column].to_numpy(zero_copy_only=False).astype(float) for table in tables)
-    weights = np.array(texts[0][1], float)
-    drawn = rng.integers(0, len(weights), (RESAMPLES, len(weights)))
-    means = ((losses_b - losses_a) * weights)[drawn].sum(1) / weights[drawn].sum(1)
-    low, high = np.quantile(means, LEVELS)
-    return float(low), float(high), f"over {len(weights)} domains"
+    weights = tables[0][weight].to_numpy().astype(float)
+    differences, weights = (losses_b - losses_a)[weights > 0], weights[weights > 0]
+    if len(weights) < intervals.FEWEST_DOMAINS:
+        return None, None, f"no interval: fewer than {intervals.FEWEST_DOMAINS} domains"
+    low, high = intervals.over_domains(differences, weights, rng)
+    if low is None:
+        return None, None, f"no interval: the same difference in all {len(weights)} domains"
+    return low, high, f"over {len(weights)} domains of this text; another seed is not in it"
 
 
 def _scores(cell: str, run_a: Run, run_b: Run, seed: int) -> list[dict[str, Any]]:
     made = [run.get(f"{cell}/interpret") for run in (run_a, run_b)]
     if made[0] is None or made[1] is None:
         return []
-    scores = [_by_metric(artifact) for artifact in made if artifact]
-    trained = [run.get(f"{cell}/pretrain") for run in (run_a, run_b)]
-    paired = trained[0] is not None and trained[1] is not None and trained[0].fingerprint == trained[1].fingerprint
+    a, b = (_by_metric(artifact) for artifact in made if artifact)
+    unlike = _unlike(cell, run_a, run_b, MADE_BY["score"])
     judges = [Scores(artifact).judge for artifact in made if artifact]
-    note = "" if judges[0] == judges[1] else f"other judges: {judges[0]}; {judges[1]}"
-    rng = np.random.default_rng(seed)
-    return [
-        _score_row(cell, metric, scores[0][metric], scores[1][metric], paired, note, rng)
-        for metric in METRICS
-        if metric in scores[0] and metric in scores[1]
-    ]
+    if judges[0] != judges[1]:
+        unlike = _joined(f"other judges: {judges[0]}; {judges[1]}", unlike)
+    same = made[0].fingerprint == made[1].fingerprint
+    rng, rows = np.random.default_rng(seed), []
+    for metric in (metric for metric in METRICS if metric in a and metric in b):
+        paired = _same_model(cell, run_a, run_b) and _asked(a[metric]) == _asked(b[metric])
+        scores = [{n: _column(table, "score") for n, table in found[metric].items()} for found in (a, b)]
+        row = _score_row(cell, metric, scores[0], scores[1], paired, unlike, rng)
+        rows.append(row | {"low": None, "high": None, "note": "same artifact"} if same else row)
+    return rows
 
 
-def _by_metric(artifact: Artifact) -> dict[str, dict[int, np.ndarray]]:
-    """metric -> layer -> scores times 100 by neuron, NaN where there is none."""
+def _same_model(cell: str, run_a: Run, run_b: Run) -> bool:
+    """Whether both runs read the same weights: of one training, at the same step."""
+    read = []
+    for run in (run_a, run_b):
+        trained, records = run.get(f"{cell}/pretrain"), run.get(f"{cell}/activations")
+        read.append((trained and trained.fingerprint, flat(_settings(records)).get("checkpoint_step", "last")))
+    return read[0] == read[1] and read[0][0] is not None
+
+
+def _settings(made: Artifact | None) -> dict[str, Any]:
+    return made.manifest.settings if made else {}
+
+
+def _unlike(cell: str, run_a: Run, run_b: Run, stages: tuple[str, ...]) -> str:
+    """Every setting in which the steps behind a measure differ, by dotted key; other tokens, and other versions of a step."""
+    said = []
+    for stage in stages:
+        a, b = run_a.get(f"{cell}/{stage}"), run_b.get(f"{cell}/{stage}")
+        if a is None or b is None:
+            continue
+        values = [flat(_settings(made)) for made in (a, b)]
+        for key in sorted(values[0].keys() | values[1].keys()):
+            if values[0].get(key) != values[1].get(key):
+                said.append(f"other {key}: {values[0].get(key)}; {values[1].get(key)}")
+        if a.manifest.inputs.get("tokens") != b.manifest.inputs.get("tokens"):
+            said.append("other tokens")
+        if a.manifest.version != b.manifest.version:
+            said.append(f"{stage} of other versions: {a.manifest.version}; {b.manifest.version}")
+    return "; ".join(dict.fromkeys(said))
+
+
+def _by_metric(artifact: Artifact) -> dict[str, dict[int, pa.Table]]:
+    """metric -> layer -> the rows of its neurons, in the neurons' order."""
     table = Scores(artifact).neurons()
-    found: dict[str, dict[int, np.ndarray]] = {}
+    found: dict[str, dict[int, pa.Table]] = {}
     for metric in pc.unique(table["metric"]).to_pylist():
         of_metric = table.filter(pc.equal(table["metric"], metric))
         for site, layer in dict.fromkeys(
@@ -97,52 +151,69 @@ def _by_metric(artifact: Artifact) -> dict[str, dict[int, np.ndarray]]:
         ):
             if family_of(site) == "code":
                 own = of_metric.filter(pc.equal(of_metric["site"], site)).sort_by("neuron")
-                found.setdefault(metric, {})[layer] = 100 * own["score"].to_numpy().astype(float)
+                found.setdefault(metric, {})[layer] = own
     return found
 
 
+def _asked(layers: dict[int, pa.Table]) -> dict[int, list[int]]:
+    """Which neurons were to be scored, by layer, in the order of their scores."""
+    return {layer: table["neuron"].to_pylist() for layer, table in layers.items()}
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    return 100 * table[name].to_numpy().astype(float)
+
+
 def _score_row(
-    cell: str,
-    metric: str,
-    a: dict[int, np.ndarray],
-    b: dict[int, np.ndarray],
-    paired: bool,
-    note: str,
-    rng: np.random.Generator,
+    cell: str, metric: str, a: LayerScores, b: LayerScores, paired: bool, note: str, rng: np.random.Generator
 ) -> dict[str, Any]:
+    """Means over layers and their difference. `paired`: the arrays of a layer hold the same neurons, in the same order.
+
+    Of pairs, both means are of the neurons that are scored in both runs. A layer without such a neuron is left out.
+    """
     layers = sorted(a.keys() & b.keys())
-    pairs = [(a[n], b[n]) for n in layers if not (np.isnan(a[n]).all() or np.isnan(b[n]).all())]
-    if len(pairs) < len(layers):
-        lost = f"{len(layers) - len(pairs)} of {len(layers)} layers have no scored neuron in one of the runs"
-        note = "; ".join(filter(None, (note, lost)))
+    coverage = f"scored: {_coverage([a[n] for n in layers])} and {_coverage([b[n] for n in layers])}"
+    pairs = [_scored(a[n], b[n], paired) for n in layers]
+    pairs = [(x, y) for x, y in pairs if len(x) and len(y)]
+    lost = f"{len(layers) - len(pairs)} of {len(layers)} layers have no scored neuron in one of the runs"
+    note = _joined(lost if len(pairs) < len(layers) else "", note)
     if not pairs:
-        return _row(cell, metric, None, None, None, None, note)
-    if paired and all(len(x) == len(y) for x, y in pairs):
-        drawn = [_paired_means(x, y, rng) for x, y in pairs]
-        note = "; ".join(filter(None, (note, "pairs of neurons")))
+        return _row(cell, metric, None, None, None, None, _joined(coverage, note))
+    samples = [[x for x, _ in pairs], [y for _, y in pairs]]
+    means = [float(np.mean([own.mean() for own in sample])) for sample in samples]
+    if paired:
+        found = _over_layers([y - x for x, y in pairs], rng)
+        both = sum(len(x) for x, _ in pairs)
+        units = f"pairs of neurons, scored in both: {both} of {sum(len(a[n]) for n in layers)}"
     else:
-        drawn = [_means(y, rng) - _means(x, rng) for x, y in pairs]
-    low, high = np.nanquantile(np.mean(drawn, axis=0), LEVELS)
-    means = [float(np.mean([np.nanmean(pair[which]) for pair in pairs])) for which in (0, 1)]
-    return _row(cell, metric, means[0], means[1], float(low), float(high), note)
+        found = intervals.difference(_over_layers(samples[1], rng), _over_layers(samples[0], rng))
+        units = "two samples of neurons; another seed is not in it"
+    why = "" if found else f"no interval: fewer than {intervals.FEWEST_NEURONS} neurons, or all alike"
+    low, high = found.interval if found else (None, None)
+    return _row(cell, metric, means[0], means[1], low, high, _joined(units, coverage, why, note))
 
 
-def _means(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means (resamples,) of the scored neurons drawn anew."""
-    scored = scores[~np.isnan(scores)]
-    return scored[rng.integers(0, len(scored), (RESAMPLES, len(scored)))].mean(1)
+def _scored(a: np.ndarray, b: np.ndarray, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that are none NaN: of pairs, where both are there."""
+    there_a, there_b = ~np.isnan(a), ~np.isnan(b)
+    return (a[there_a & there_b], b[there_a & there_b]) if paired else (a[there_a], b[there_b])
 
 
-def _paired_means(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Differences of means (resamples,) when the same neurons are drawn from both; NaN where one has none that is scored."""
-    drawn = rng.integers(0, len(a), (RESAMPLES, len(a)))
-    return _scored_means(b[drawn]) - _scored_means(a[drawn])
+def _over_layers(samples: list[np.ndarray], rng: np.random.Generator) -> intervals.Estimate | None:
+    each = [
+        intervals.of_resamples(float(own.mean()), intervals.bootstrap_means(own, RESAMPLES, rng), len(own))
+        for own in samples
+    ]
+    return intervals.over_layers(each, [len(own) for own in samples])
 
 
-def _scored_means(scores: np.ndarray) -> np.ndarray:
-    """(resamples, neurons) -> (resamples,), over the neurons that have a score."""
-    counts = (~np.isnan(scores)).sum(1)
-    return np.where(counts > 0, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
+def _coverage(layers: list[np.ndarray]) -> str:
+    asked, scored = sum(map(len, layers)), sum(int((~np.isnan(own)).sum()) for own in layers)
+    return f"{scored} of {asked}"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _row(

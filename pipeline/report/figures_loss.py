@@ -19,7 +19,7 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
-from pipeline.report.scaling import AXES, FITTED, Series, all_series
+from pipeline.report.series import AXES, FITTED, Series, all_series
 from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def scaling(study: Study) -> Figure | None:
     """Validation loss against parameters, non-embedding parameters and training FLOPs, with the fitted laws there are."""
-    shown = [cell for cell in study.models if cell.val_loss is not None]
+    shown = study.measured
     if not shown:
         return None
 
@@ -55,7 +55,8 @@ def scaling(study: Study) -> Figure | None:
         "Validation loss against size and compute",
         "Every mark is one trained model. Parameters count the token table once and no positions. FLOPs are true ones: CRATE "
         "uses each dictionary entry several times a token, so equal parameters are not equal compute. Lines join means over "
-        "seeds, bars are their 95 % intervals. Where it is identified, the dotted line is the fitted law with its 95 % band.",
+        "seeds of models that saw the same number of tokens (against FLOPs: the best ones at their compute), bars are their "
+        "95 % intervals. Where it is identified, the dotted line is the fitted law with its 95 % band.",
         f"Validation loss against size: {said}.",
         draw,
     )
@@ -74,9 +75,9 @@ def _law(axes: Axes, series: Series) -> None:
 
 def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, labels: bool = True) -> None:
     first = series.cells[0]
-    sizes, means = series.means
     if series.law is None or series.axis not in FITTED:
-        axes.plot(sizes, means, color=colour(first), alpha=0.45, linewidth=1.5, linestyle=dashes(study, first))
+        for sizes, means in series.lines:
+            axes.plot(sizes, means, color=colour(first), alpha=0.45, linewidth=1.5, linestyle=dashes(study, first))
     for size, mean, half in series.replicas:
         axes.errorbar(size, mean, half, color=colour(first), linewidth=1.2, capsize=3, alpha=0.8)
     tips = [
@@ -93,7 +94,7 @@ def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, label
 
 def published_ladder(study: Study) -> Figure | None:
     """Our models beside the paper's own ladder."""
-    shown = [cell for cell in study.models if cell.val_loss is not None]
+    shown = study.measured
     if not shown:
         return None
     axes_shown = list(AXES)[:2]
@@ -115,8 +116,9 @@ def published_ladder(study: Study) -> Figure | None:
     return Figure(
         "published_ladder",
         "Beside the published ladder",
-        f"Hollow marks: {published.LABEL}, trained on the Pile for up to 157 billion tokens, losses read off its figure. "
-        "Other text, other amounts of training and another context length move a loss; compare slopes and gaps, not heights.",
+        f"Hollow marks: {published.LABEL}, trained on the Pile for up to 157 billion tokens, losses read off its figure. Ours "
+        f"saw {_trained_on(shown)}. Other text, other amounts of training and another context length move a loss, and its "
+        "slope over size: what can be compared are the signs of the gaps at equal size.",
         "Published validation losses: "
         + "; ".join(
             f"{ARCHITECTURES[a]} " + ", ".join(f"{n}L {v}" for n, v in losses.items())
@@ -125,6 +127,11 @@ def published_ladder(study: Study) -> Figure | None:
         + ".",
         draw,
     )
+
+
+def _trained_on(cells: list[Cell]) -> str:
+    tokens = sorted({cell.train_tokens for cell in cells})
+    return " to ".join(map(amount, dict.fromkeys((tokens[0], tokens[-1])))) + " tokens"
 
 
 def _published_series(

@@ -55,8 +55,9 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "means_by_depth",
         "Interpretability against depth",
-        "Mean over all layers. Thick bars: 95 % interval over neurons, or over seeds where there are several. Thin bars: one "
-        "standard deviation over layers, the square root of the variance in the table. Hollow marks: "
+        "Mean over all layers. Thick bars: 95 % interval, over seeds where there are several; of a single seed over its neurons, "
+        "which says nothing of another training; none where these are too few. Thin bars: one standard deviation over layers, "
+        "the square root of the variance in the table. Hollow marks: "
         f"{published.LABEL}, with LLM judges and without the last layer of its deep models.",
         f"Mean scores times 100: {said}.",
         draw,
@@ -75,9 +76,9 @@ def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
     axes.errorbar(
         x, y, [100 * row["variance"] ** 0.5 for row in rows], fmt="none", ecolor=shade, linewidth=1, alpha=0.7
     )
-    low = [100 * (row["mean"] - row["low"]) for row in rows]
-    high = [100 * (row["high"] - row["mean"]) for row in rows]
-    axes.errorbar(x, y, [low, high], fmt="none", ecolor=shade, linewidth=3.4, alpha=0.5)
+    for place, row in zip(x, rows, strict=True):
+        if row["low"] is not None:
+            axes.vlines(place, 100 * row["low"], 100 * row["high"], color=shade, linewidth=3.4, alpha=0.5)
     tips = [_mean_tip(row) for row in rows]
     style = marker(study, cell) | {
         "markeredgecolor": PALETTE["paper"],
@@ -88,9 +89,9 @@ def _mean_series(canvas: Canvas, axes: Axes, study: Study, rows: Rows) -> None:
 
 
 def _mean_tip(row: dict[str, Any]) -> tuple[str, str]:
-    interval = f"[{points(row['low'])}, {points(row['high'])}]"
+    interval = f" [{points(row['low'])}, {points(row['high'])}]" if row["low"] is not None else ""
     return (
-        f"{whose(row)}: mean {points(row['mean'])} {interval}, variance {1e4 * row['variance']:.2f}",
+        f"{whose(row)}: mean {points(row['mean'])}{interval}, variance {1e4 * row['variance']:.2f}",
         f"#cell-{row['cell']}",
     )
 

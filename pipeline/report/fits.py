@@ -23,6 +23,8 @@ REWEIGHTINGS, STEPS, STUCK = 8, 60, 1e6  # a sample whose damping has grown so f
 BOOTSTRAPS = 300
 LEVELS = (0.025, 0.975)
 LEAST_SIZES = 4  # distinct sizes; three constants go through any three points
+CONSTANTS_A_GROUPING = 3  # of what is missed at whole sizes, or at whole numbers of tokens: E and a term of its own
+POINTS_A_CONSTANT = 2  # distinct points that identify: where fewer agree with a law, it is too often by chance
 WIDEST = 3.0  # highest over lowest exponent of an interval that still says something
 SAME_TOKENS = 1.02  # models whose token counts differ by less than this factor saw the same
 
@@ -34,6 +36,7 @@ class Fit:
     law: np.ndarray  # (1 + 2e,): E, A, alpha (, B, beta), for sizes divided by `scale`
     samples: np.ndarray  # (bootstraps, 1 + 2e)
     scale: np.ndarray  # what N (and D) were divided by: the geometric means of the data
+    n_points: int  # distinct sizes (and numbers of tokens) that it was fitted to
 
     @property
     def exponents(self) -> np.ndarray:
@@ -57,10 +60,17 @@ class Fit:
         return float(low), float(high)
 
     def identified(self, index: int = 0) -> bool:
-        """Whether the data say anything of an exponent: its interval is inside the searched range and not too wide."""
+        """Whether the data say anything of an exponent: its interval is inside the searched range and not too wide.
+
+        And there are points enough: a few can lie on a law by chance, and its interval is narrow just then.
+        """
         low, high = self.exponent_interval(index)
         inside = low > 1.05 * EXPONENTS[0] and high < 0.95 * EXPONENTS[1]
-        return inside and high / low <= WIDEST
+        return self.has_points_enough and inside and high / low <= WIDEST
+
+    @property
+    def has_points_enough(self) -> bool:
+        return self.n_points >= POINTS_A_CONSTANT * len(self.law)
 
     def named_constants(self) -> dict[str, float]:
         """E, A and B in the units of the data: nats, and nats times size to the exponent."""
@@ -78,12 +88,14 @@ def fit(
 ) -> Fit | None:
     """Fit losses (models,) against sizes (models,), and against tokens (models,) if given and not all the same.
 
-    None where there are fewer distinct sizes than the law can be told from.
+    Models of one size (and number of tokens) are one point, their mean: what the law misses there, it misses in all of them,
+    so they tell it no better than one. None where there are fewer distinct sizes than the law can be told from.
     """
-    losses, sizes = np.asarray(losses, float), np.asarray(sizes, float)
-    variables = [sizes]
+    variables = [np.asarray(sizes, float)]
     if tokens is not None and varies(tokens):
         variables.append(np.asarray(tokens, float))
+    (sizes, *others), losses = _points(np.stack(variables), np.asarray(losses, float))
+    variables = [sizes, *others]
     if len(np.unique(sizes)) < LEAST_SIZES or len(losses) < LEAST_SIZES + 2 * (len(variables) - 1):
         return None
     scale = np.array([np.exp(np.log(variable).mean()) for variable in variables])
@@ -94,9 +106,15 @@ def fit(
     spread = 1.4826 * float(np.median(np.abs(_law(first, features) / losses - 1)))
     delta = max(HUBER_DELTA, HUBER_SPREADS * spread * np.sqrt(len(losses) / max(1, len(losses) - n_free)))
     best = _polished(losses[None], features, first[None], delta)[0]
-    drawn = _resampled(losses, _law(best, features), n_free, bootstraps, seed)
+    drawn = _resampled(losses, _law(best, features), features, bootstraps, seed)
     samples = _polished(drawn, features, np.tile(best, (bootstraps, 1)), delta)
-    return Fit(best, samples, scale)
+    return Fit(best, samples, scale, len(losses))
+
+
+def _points(features: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct columns of the features (variables, models), and the mean loss at each."""
+    distinct, which = np.unique(features, axis=1, return_inverse=True)
+    return distinct, np.bincount(which, losses) / np.bincount(which)
 
 
 def varies(tokens: np.ndarray) -> bool:
@@ -110,21 +128,37 @@ def _law(values: np.ndarray, features: np.ndarray) -> np.ndarray:
     return values[..., :1] + terms.sum(-2)
 
 
-def _resampled(losses: np.ndarray, predicted: np.ndarray, n_free: int, bootstraps: int, seed: int) -> np.ndarray:
-    """Losses drawn anew (bootstraps, models): the fitted ones plus relative residuals with random signs and places.
+def _resampled(
+    losses: np.ndarray, predicted: np.ndarray, features: np.ndarray, bootstraps: int, seed: int
+) -> np.ndarray:
+    """Losses drawn anew (bootstraps, points): the fitted ones plus relative residuals with random signs and places.
+
+    Where points share their size or their tokens, what the law misses at a size or at a number of tokens is drawn as a whole,
+    and what is left of each point by itself: a size that no law meets is one surprise, and not one a point.
+    """
+    residuals, rng = losses / predicted - 1, np.random.default_rng(seed)
+    drawn = np.zeros((bootstraps, len(losses)))
+    for group in (np.unique(feature, return_inverse=True)[1] for feature in features):
+        if 1 < group.max() + 1 < len(losses):
+            missed = np.bincount(group, residuals) / np.bincount(group)
+            residuals = residuals - missed[group]
+            drawn += _shuffled(missed, CONSTANTS_A_GROUPING, bootstraps, rng)[:, group]
+    n_free = 2 * len(features) + 1
+    return predicted * (1 + drawn + _shuffled(residuals, n_free, bootstraps, rng))
+
+
+def _shuffled(residuals: np.ndarray, n_free: int, bootstraps: int, rng: np.random.Generator) -> np.ndarray:
+    """Residuals (bootstraps, n) with random signs and places, widened.
 
     Residuals of n points around a law with p constants are too small by about sqrt((n - p) / n), and a spread told from n - p
     residuals is itself uncertain (Student's t over the normal quantile); both are put right.
     """
     from scipy.stats import norm, t
 
-    freedom = max(1, len(losses) - n_free)
-    widening = np.sqrt(len(losses) / freedom) * t.ppf(LEVELS[1], freedom) / norm.ppf(LEVELS[1])
-    residuals = (losses / predicted - 1) * widening
-    rng = np.random.default_rng(seed)
-    shape = (bootstraps, len(losses))
-    drawn = residuals[rng.integers(0, len(losses), shape)] * rng.choice([-1.0, 1.0], shape)
-    return predicted * (1 + drawn)
+    n = len(residuals)
+    freedom = max(1, n - n_free)
+    widening = np.sqrt(n / freedom) * t.ppf(LEVELS[1], freedom) / norm.ppf(LEVELS[1])
+    return widening * residuals[rng.integers(0, n, (bootstraps, n))] * rng.choice([-1.0, 1.0], (bootstraps, n))
 
 
 def _grid_search(losses: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.intervals import of_values
 from pipeline.report.study import Study
-
-LEVEL = 0.975
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half its 95 % interval by Student's t: NaN for a single value."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return float(np.mean(values)), float("nan")
-    half = t.ppf(LEVEL, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return float(np.mean(values)), float(half)
+    """The mean, and half its 95 % interval by Student's t: NaN for a single value, or equal ones."""
+    found = of_values(values)
+    return float(np.mean(values)), found.interval[1] - found.value if found else float("nan")
 
 
 def over_seeds(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -39,8 +34,10 @@ def over_seeds(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, A
 def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if len(rows) == 1:
         return rows[0] | {"seeds": 1}
-    mean, half = mean_and_half([row["mean"] for row in rows])
-    joined = rows[0] | {"seeds": len(rows), "mean": mean, "low": mean - half, "high": mean + half}
+    means = [row["mean"] for row in rows]
+    found = of_values(means)
+    low, high = found.interval if found else (None, None)
+    joined = rows[0] | {"seeds": len(rows), "mean": float(np.mean(means)), "low": low, "high": high}
     for spread in ("std", "variance"):
         if spread in joined:
             joined[spread] = float(np.mean([row[spread] or 0.0 for row in rows]))

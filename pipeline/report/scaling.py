@@ -2,126 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from pipeline.report.fits import LEAST_SIZES, SAME_TOKENS, Fit, fit, varies
-from pipeline.report.replicas import mean_and_half
-from pipeline.report.study import Cell, Study
+from pipeline.report.cells import TOKENS_KEY
+from pipeline.report.fits import SAME_TOKENS
+from pipeline.report.pairs import conditions
+from pipeline.report.series import AXES, COMPUTE, FITTED, Series, all_series, budgets
+from pipeline.report.study import OF_A_SHAPE, SHAPE_KEYS, Study
 from pipeline.report.text import amount
-
-AXES: dict[str, Callable[[Cell], float]] = {
-    "parameters": lambda cell: cell.size.total_without_positions,
-    "non-embedding parameters": lambda cell: cell.size.non_embedding,
-    "training FLOPs": lambda cell: cell.train_flops,
-}
-FITTED = ("non-embedding parameters", "training FLOPs")
-
-
-@dataclass(frozen=True)
-class Series:
-    """The measured models of one architecture and variant against one measure of size."""
-
-    name: str
-    architecture: str
-    axis: str
-    cells: tuple[Cell, ...]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        return np.array([AXES[self.axis](cell) for cell in self.cells], float)
-
-    @cached_property
-    def losses(self) -> np.ndarray:
-        return np.array([cell.val_loss for cell in self.cells], float)
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        return np.array([cell.train_tokens for cell in self.cells], float)
-
-    @property
-    def tokens_vary(self) -> bool:
-        """Against FLOPs, which tokens are part of, no second term is fitted."""
-        return self.axis != "training FLOPs" and varies(self.tokens)
-
-    @cached_property
-    def fit(self) -> Fit | None:
-        """Where models saw different numbers of tokens, the law of compute is that of the best models at their compute."""
-        if self.axis == "training FLOPs" and varies(self.tokens):
-            return fit(self.losses[self.best], self.sizes[self.best])
-        return fit(self.losses, self.sizes, self.tokens if self.tokens_vary else None)
-
-    @cached_property
-    def best(self) -> np.ndarray:
-        """Which models (models,) no model with less training compute is as good as."""
-        by_compute = np.argsort([cell.train_flops for cell in self.cells], kind="stable")
-        found = np.zeros(len(self.cells), bool)
-        found[by_compute] = self.losses[by_compute] <= np.minimum.accumulate(self.losses[by_compute])
-        return found
-
-    @cached_property
-    def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct sizes, ascending, and the mean loss at each: replicas are averaged.
-
-        Where tokens vary, it is that of the models trained longest; against FLOPs, of the best ones at their compute.
-        """
-        shown = np.ones(len(self.cells), bool)
-        if varies(self.tokens):
-            longest = [self.tokens[self.sizes == size].max() for size in self.sizes]
-            shown = self.best if self.axis == "training FLOPs" else self.tokens >= longest
-        sizes = np.unique(self.sizes[shown])
-        return sizes, np.array([self.losses[shown & (self.sizes == size)].mean() for size in sizes])
-
-    @cached_property
-    def replicas(self) -> list[tuple[float, float, float]]:
-        """(size, mean, half its 95 % interval) of every size and amount of training of which several seeds were trained."""
-        kinds = dict.fromkeys(zip(self.sizes.tolist(), self.tokens.tolist(), strict=True))
-        alike = [(size, self.losses[(self.sizes == size) & (self.tokens == tokens)]) for size, tokens in kinds]
-        return [(size, *mean_and_half(losses.tolist())) for size, losses in alike if len(losses) > 1]
-
-    def loss_at(self, sizes: np.ndarray) -> np.ndarray:
-        """Loss between the measured sizes: straight lines over the logarithm of size. NaN outside."""
-        known, losses = self.means
-        return np.interp(np.log(sizes), np.log(known), losses, left=np.nan, right=np.nan)
-
-    @property
-    def law(self) -> Fit | None:
-        """The fit, where it is of this axis alone and says something."""
-        return self.fit if self.fit and not self.tokens_vary and self.fit.identified() else None
-
-    @property
-    def note(self) -> str:
-        """What the fit can and cannot say."""
-        if self.fit is None:
-            return f"{len(np.unique(self.sizes))} distinct sizes: {LEAST_SIZES} or more tell a law from a coincidence"
-        said = []
-        if not self.tokens_vary and self.axis != "training FLOPs":
-            said.append(
-                f"beta cannot be identified: all models saw the same number of tokens (within {100 * (SAME_TOKENS - 1):.0f} %), "
-                "so E holds whatever more tokens would take away"
-            )
-        for index, name in enumerate(("alpha", "beta")[: len(self.fit.exponents)]):
-            if not self.fit.identified(index):
-                low, high = self.fit.exponent_interval(index)
-                said.append(f"{name} is not identified by these sizes: its interval is {low:.2g} to {high:.2g}")
-        return "; ".join(said)
-
-
-def all_series(study: Study, axis: str) -> list[Series]:
-    """The series of a sweep; their laws are fitted once."""
-    if ("series", axis) not in study.memo:
-        study.memo["series", axis] = _all_series(study, axis)
-    return study.memo["series", axis]
-
-
-def _all_series(study: Study, axis: str) -> list[Series]:
-    measured = [cell for cell in study.models if cell.val_loss is not None]
-    names = dict.fromkeys((cell.series, cell.architecture) for cell in measured)
-    return [Series(name, arch, axis, tuple(cell for cell in measured if cell.series == name)) for name, arch in names]
 
 
 def fit_rows(study: Study) -> list[dict[str, Any]]:
@@ -131,7 +22,7 @@ def fit_rows(study: Study) -> list[dict[str, Any]]:
 
 def fit_row(series: Series) -> dict[str, Any]:
     row: dict[str, Any] = {"series": series.name, "architecture": series.architecture, "against": series.axis}
-    row |= {"n_models": len(series.cells), "n_sizes": len(np.unique(series.sizes)), "note": series.note}
+    row |= {"n_models": len(series.lawful.cells), "n_sizes": len(np.unique(series.lawful.sizes)), "note": series.note}
     constants = series.fit.named_constants() if series.fit else {}
     row |= {name: constants.get(name) for name in ("E", "A", "B")}
     for index, name in enumerate(("alpha", "beta")):
@@ -149,27 +40,61 @@ def fit_row(series: Series) -> dict[str, Any]:
 def offset_rows(study: Study) -> list[dict[str, Any]]:
     """CRATE's loss minus GPT-2's at equal size, for each axis, at the largest size that both series reach.
 
-    `low`, `high` come from the bootstraps of both laws where there are laws; the value itself is between measured points.
+    Of series of one recipe, text and measurement of the loss, and of models that saw the same number of tokens: the largest
+    that both have. `low`, `high` come from the bootstraps of both laws where there are laws; the value itself is between
+    measured points. A CRATE series without such a partner has a row that says why.
     """
     rows = []
     for axis in AXES:
         series = all_series(study, axis)
         for crate in (s for s in series if s.architecture == "crate"):
-            for gpt2 in (s for s in series if s.architecture == "gpt2"):
-                rows.append({"against": axis, "crate": crate.name, "gpt2": gpt2.name, **_offset(crate, gpt2)})
+            others = [(_unlike(crate, gpt2), gpt2) for gpt2 in series if gpt2.architecture == "gpt2"]
+            alike = [found for found in others if not found[0]]
+            for unlike, gpt2 in alike or sorted(others, key=lambda found: len(found[0]))[:1]:
+                names = {"against": axis, "crate": crate.name, "gpt2": gpt2.name}
+                found = _no_offset("not trained alike: " + "; ".join(unlike)) if unlike else _offset(crate, gpt2)
+                rows.append(names | found)
     return rows
 
 
+def _unlike(crate: Series, gpt2: Series) -> list[str]:
+    """In what the recipes of two series differ, beside size and tokens, for a note."""
+    a, b = (conditions(series.cells[0], "losses") for series in (crate, gpt2))
+    keys = sorted((a.keys() | b.keys()) - {*SHAPE_KEYS, *OF_A_SHAPE, TOKENS_KEY})
+    return [f"{key.rpartition('.')[2]} {a.get(key)} against {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+
+
 def _offset(crate: Series, gpt2: Series) -> dict[str, Any]:
-    low_end, high_end = max(crate.sizes.min(), gpt2.sizes.min()), min(crate.sizes.max(), gpt2.sizes.max())
-    if low_end > high_end:
-        nothing = {"at": None, "crate_loss": None, "gpt2_loss": None, "offset": None, "low": None, "high": None}
-        return nothing | {"note": f"no common size: {_span(crate)} against {_span(gpt2)}"}
-    size = np.array([high_end])
-    losses = [float(series.loss_at(size)[0]) for series in (crate, gpt2)]
-    low, high = _offset_interval(crate, gpt2, size)
-    row = {"at": float(high_end), "crate_loss": losses[0], "gpt2_loss": losses[1], "offset": losses[0] - losses[1]}
-    return row | {"low": low, "high": high, "note": ""}
+    seen = [budgets(series.tokens) for series in (crate, gpt2)]
+    common = _near(seen[1], seen[0])
+    if not common:
+        told = [", ".join(map(amount, tokens)) for tokens in seen]
+        return _no_offset(f"not trained on equally many tokens: {told[0]} against {told[1]}")
+    whole = [common] if crate.axis == COMPUTE else []  # equal compute of models that had the same tokens to choose from
+    for tokens in [*whole, *([one] for one in reversed(common))]:
+        own = crate.trained_on(tokens), gpt2.trained_on(_near(tokens, seen[1]))
+        low_end, high_end = max(s.means[0].min() for s in own), min(s.means[0].max() for s in own)
+        if low_end <= high_end:
+            return _offset_at(*own, float(high_end), tokens[-1])
+    return _no_offset(f"no common size at equal tokens: {_span(crate)} against {_span(gpt2)}")
+
+
+def _near(tokens: Iterable[float], others: Iterable[float]) -> list[float]:
+    """Those of `others` that are the same as one of `tokens`."""
+    return [other for other in others if any(seen / SAME_TOKENS <= other <= seen * SAME_TOKENS for seen in tokens)]
+
+
+def _offset_at(crate: Series, gpt2: Series, size: float, tokens: float) -> dict[str, Any]:
+    at = np.array([size])
+    losses = [float(series.loss_at(at)[0]) for series in (crate, gpt2)]
+    low, high = _offset_interval(crate, gpt2, at)
+    row = {"at": size, "crate_loss": losses[0], "gpt2_loss": losses[1], "offset": losses[0] - losses[1]}
+    return row | {"low": low, "high": high, "train_tokens": tokens, "note": f"models of {amount(tokens)} tokens"}
+
+
+def _no_offset(note: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("at", "crate_loss", "gpt2_loss", "offset", "low", "high", "train_tokens"))
+    return empty | {"note": note}
 
 
 def _offset_interval(crate: Series, gpt2: Series, size: np.ndarray) -> tuple[float | None, float | None]:

@@ -2,115 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from crate_model.config import ModelConfig
-from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
 from pipeline.artifacts.store import Artifact
-from pipeline.naming import flat
+from pipeline.report.cells import ARCHITECTURES as ARCHITECTURES
+from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, canonical_text
+from pipeline.report.cells import TRAINING as TRAINING
+from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
+from pipeline.report.text import amount
 
 Rows = Sequence[dict[str, Any]]  # of a table
-ARCHITECTURES = {"crate": "CRATE", "gpt2": "GPT-2"}
-SHAPE_KEYS = (
-    "model.architecture",
-    "model.n_layer",
-    "model.d_model",
-    "model.n_head",
-    "seed",
-)  # told by the axes and replicas
-TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
-MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
-CHECKPOINT_KEY = "checkpoint_step"  # whose weights were read
-IMPORTED_KEY = "pretrain.checkpoint"  # where each model came from: never a variant
-TRAINING, READING = ("model.", "pretrain.", "tokens."), ("activations.", "interpret.", CHECKPOINT_KEY)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model of the sweep. `artifacts` by stage; `missing` says why a stage has none."""
-
-    name: str
-    settings: dict[str, Any]
-    artifacts: dict[str, Artifact]
-    missing: dict[str, str]
-    variant: dict[str, Any] = field(default_factory=dict)  # what varies in training, beside shape, seed and tokens
-    reading: dict[str, Any] = field(default_factory=dict)  # that, the tokens where they vary, and how it was judged
-    text: str = "tokens"  # the step that made its text
-    tokens: Artifact | None = None  # its text
-
-    @cached_property
-    def model(self) -> ModelConfig:
-        return ModelConfig(**self.settings["model"])
-
-    @property
-    def architecture(self) -> str:
-        return self.model.architecture
-
-    @property
-    def seed(self) -> int:
-        return int(self.settings.get("seed", 0))
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this is the model that training ended with, and not weights kept along the way."""
-        return self.settings.get(CHECKPOINT_KEY, "last") == "last"
-
-    @property
-    def train_tokens(self) -> int:
-        """Tokens seen in training: whole batches only."""
-        planned = self.settings["pretrain"]
-        if not self.is_last:
-            return int(self.settings[CHECKPOINT_KEY]) * planned["batch_tokens"]
-        trained = self.artifacts.get("pretrain")
-        known = trained.summary.get("train_tokens") if trained else None
-        return known or planned["total_tokens"] // planned["batch_tokens"] * planned["batch_tokens"]
-
-    @cached_property
-    def size(self) -> ParameterCount:
-        return count_parameters(self.model)
-
-    @property
-    def train_flops(self) -> float:
-        """True training FLOPs of the whole run."""
-        return float(train_flops_per_token(self.model)) * self.train_tokens
-
-    @property
-    def val_loss(self) -> float | None:
-        """Nats a token over the whole of what `evaluate` was told to measure; of the training's own evaluation without it."""
-        for stage in ("evaluate", "pretrain") if self.is_last else ("evaluate",):
-            if stage in self.artifacts and self.artifacts[stage].summary.get("val_loss") is not None:
-                return float(self.artifacts[stage].summary["val_loss"])
-        return None
-
-    @property
-    def unigram_entropy(self) -> float | None:
-        """Nats a token of val under its own token frequencies: what a model without context could reach."""
-        value = self.tokens.summary.get("unigram_entropy") if self.tokens else None
-        return None if value is None else float(value)
-
-    @property
-    def series(self) -> str:
-        """What its loss is drawn with: architecture, and whatever else varies in training beside size, seed and tokens."""
-        return self._named(self.variant)
-
-    @property
-    def score_series(self) -> str:
-        """What its scores are drawn with: the training tokens and the judge tell lines apart, too."""
-        return self._named(self.reading)
-
-    def _named(self, values: Mapping[str, Any]) -> str:
-        extra = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())
-        return ARCHITECTURES[self.architecture] + (f" ({extra})" if extra else "")
+SHAPE_KEYS = ("model.architecture", "model.n_layer", "model.d_model")  # told by the axes
+OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
     settings: ReportSettings
-    cells: tuple[Cell, ...]  # in reading order: architecture, variant, size, seed
+    cells: tuple[Cell, ...]  # in reading order: architecture, variant, size, tokens, seed, and how it was measured
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # what is costly to work out and asked for often
 
     @property
@@ -155,8 +69,8 @@ class Study:
         """The different values of what varies beside shape and seed; most sweeps have one, the empty one."""
         found: list[dict[str, Any]] = []
         for cell in sorted(self.cells, key=lambda cell: not cell.is_last):
-            if cell.reading not in found:
-                found.append(cell.reading)
+            if cell.reading_of_features not in found:
+                found.append(cell.reading_of_features)
         return found
 
     @property
@@ -165,11 +79,34 @@ class Study:
 
     @cached_property
     def models(self) -> list[Cell]:
-        """The cells whose training is at its end: whose losses are compared. The others are earlier weights of such."""
-        return [cell for cell in self.cells if cell.is_last]
+        """The trained models, each at the end of its training, in the first of its cells: whose losses are compared."""
+        first: dict[str, Cell] = {}
+        for cell in self.cells:
+            if cell.is_last:
+                first.setdefault(cell.training_id, cell)
+        return list(first.values())
+
+    @property
+    def measured(self) -> list[Cell]:
+        """The models that have a loss."""
+        return [cell for cell in self.models if cell.val_loss is not None]
+
+    @cached_property
+    def earlier(self) -> list[Cell]:
+        """Weights that were kept along the way of a training, each once."""
+        found = {(cell.training_id, cell.train_tokens): cell for cell in reversed(self.cells) if not cell.is_last}
+        return list(found.values())[::-1]
+
+    def once(self, stage: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a table without those that tell what `stage` made a second time, under another cell's name."""
+        first: dict[str, str] = {}
+        for cell in self.cells:
+            if stage in cell.artifacts:
+                first.setdefault(cell.made_of(stage), cell.name)
+        return [row for row in rows if row["cell"] in first.values()]
 
     def of_models(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of a table that speak of such cells."""
+        """The rows of a table that speak of a model at the end of its training."""
         return [row for row in rows if self.by_name[row["cell"]].is_last]
 
     @cached_property
@@ -187,41 +124,66 @@ class Study:
 
 def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:
     """Sort the inputs into cells. Cells come in reading order, so that equal inputs give equal pages."""
-    varying = _varying_keys([outcome.settings for outcome in settings.outcomes])
     cells = []
     for outcome in settings.outcomes:
         prefix = f"{outcome.cell}/"
         artifacts = {name.removeprefix(prefix): made for name, made in inputs.items() if name.startswith(prefix)}
-        values = flat(outcome.settings)
-        reading = {key: values.get(key) for key in varying}
-        if reading.get(CHECKPOINT_KEY) == "last":
-            del reading[CHECKPOINT_KEY]
-        variant = {key: value for key, value in reading.items() if key.startswith(TRAINING) and key != TOKENS_KEY}
-        told = (outcome.cell, outcome.settings, artifacts, dict(outcome.missing), variant, reading)
+        told = (outcome.cell, outcome.settings, artifacts, dict(outcome.missing))
         cells.append(Cell(*told, text=outcome.tokens, tokens=inputs.get(outcome.tokens)))
-    order = list(ARCHITECTURES)
+    cells = [replace(cell, varying=varying) for cell, varying in zip(cells, _varying(cells), strict=True)]
+    order, preferred = list(ARCHITECTURES), _preferred_measures(cells)
     cells.sort(
         key=lambda c: (
             *(order.index(c.architecture), str(c.variant), c.model.d_model, c.model.n_layer),
-            *(c.train_tokens, c.seed, c.name),
+            *(c.train_tokens, c.seed, preferred.index(c.measure), c.name),
         )
     )
-    return Study(settings, tuple(cells))
+    return _with_loss_notes(Study(settings, tuple(cells)))
 
 
-def _varying_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Dotted keys in which the models or their scores differ, beside those that the axes show.
+def _preferred_measures(cells: Iterable[Cell]) -> list[tuple[str | None, int]]:
+    """The ways in which losses were measured: first what most models have, and of those what takes most of val."""
+    models = Counter(measure for _, measure in {(cell.training_id, cell.measure) for cell in cells})
+    stages = ("evaluate", "pretrain", None)
+    return sorted(models, key=lambda m: (m[0] is None, -models[m], stages.index(m[0]), -(m[1] or float("inf"))))
 
-    Keys that follow from the architecture are no news. What autoencoders, steering and the report are told changes no model.
+
+def _with_loss_notes(study: Study) -> Study:
+    """Where the losses of the models are not measured alike, their series say so, and are series of their own."""
+    if len({cell.measure for cell in study.measured}) < 2:
+        return study
+    return replace(study, memo={}, cells=tuple(replace(cell, loss_note=_measure_said(cell)) for cell in study.cells))
+
+
+def _measure_said(cell: Cell) -> str:
+    tokens = f"{amount(cell.val_tokens)} tokens of val" if cell.val_tokens else "all of val"
+    return f"loss on {tokens}" + (", measured in training" if cell.measured_by == "pretrain" else "")
+
+
+def _varying(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """For each cell, by dotted key, what differs between the models, their scores or their SAEs beside what the axes show.
+
+    Keys that a cell does not use (another architecture's, an imported model's training) are not among its own.
     """
-    all_values = [flat(values) for values in settings]
-    keys = sorted({key for values in all_values for key in values} - {*SHAPE_KEYS, *MEASURING_KEYS, IMPORTED_KEY})
-    keys = [key for key in keys if key.startswith(TRAINING + READING)]
-    found = []
-    for key in keys:
-        by_architecture: dict[Any, set[str]] = {}
-        for values in all_values:
-            by_architecture.setdefault(values.get("model.architecture"), set()).add(repr(values.get(key)))
-        if any(len(texts) > 1 for texts in by_architecture.values()):
-            found.append(key)
-    return found
+    own = [_used(cell) for cell in cells]
+    keys = sorted({key for values in own for key in values} - {*SHAPE_KEYS, *OF_A_SHAPE})
+    keys = [key for key in keys if len({canonical_text(values[key]) for values in own if key in values}) > 1]
+    for key in OF_A_SHAPE:
+        by_shape: dict[Any, set[str]] = {}
+        for cell, values in zip(cells, own, strict=True):
+            of = cell.architecture if key == IMPORTED_KEY else ""
+            by_shape.setdefault((of, cell.model.n_layer, cell.model.d_model), set()).add(str(values.get(key)))
+        if any(len(found) > 1 for found in by_shape.values()):
+            keys.append(key)
+    for values in own:
+        yield {
+            key: values[key] for key in keys if key in values and not (key == CHECKPOINT_KEY and values[key] == "last")
+        }
+
+
+def _used(cell: Cell) -> dict[str, Any]:
+    """What can change a cell's weights, its measured loss, its scores and its SAEs."""
+    sections: tuple[str, ...] = ("tokens.", *READING, "evaluate.val_tokens")
+    if cell.values.get("sae.expansions"):
+        sections += ("sae.",)
+    return cell.training | {key: value for key, value in cell.values.items() if key.startswith(sections)}

@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 from interpret_world import planted
+from interpret_world import settings as interpret_settings
 
 from pipeline.artifacts.scores import Scores
 from pipeline.artifacts.store import Store
@@ -13,7 +13,7 @@ from pipeline.interpret.judges import in_this_process
 from pipeline.interpret.offline import score_offline
 from pipeline.interpret.online import score_sites_online
 from pipeline.interpret.reading import sites_of
-from pipeline.interpret.stage import INTERPRET, Settings
+from pipeline.interpret.stage import INTERPRET
 from pipeline.stage import Context
 from pipeline.tracking import TrackerSpec
 
@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 
 def settings_of(model, **config):
     both = {"explainer": "transformers", "explainer_model": model.name, "max_explanation_tokens": 8}
-    return Settings(7, InterpretConfig(**both | {"control_neurons": 1} | config))
+    return interpret_settings(InterpretConfig(**both | {"control_neurons": 1} | config), 7, window=12)
 
 
 def context(store, fingerprint, **runtime):
@@ -106,10 +106,9 @@ def test_actors_give_what_this_process_gives(world, tiny_judge, in_process, ray_
 
 def test_offline_tasks_give_what_this_process_gives(world, ray_cluster, tmp_path):
     store, tokens, records, _ = world
-    summary = INTERPRET.run(
-        Settings(7, InterpretConfig()), {"tokens": tokens, "activations": records}, tmp_path, context(store, "d" * 32)
-    )
-    alone = score_offline(InterpretConfig(), 7, tokens, records, sites_of(records)[0])
+    settings = interpret_settings(seed=7, window=12)
+    summary = INTERPRET.run(settings, {"tokens": tokens, "activations": records}, tmp_path, context(store, "d" * 32))
+    alone = score_offline(settings, tokens, records, sites_of(records)[0])
     published = store.making_folder("published")
     for name in ("neurons.parquet", "scores.parquet"):
         (published / name).write_bytes((tmp_path / name).read_bytes())
@@ -123,30 +122,6 @@ def test_offline_tasks_give_what_this_process_gives(world, ray_cluster, tmp_path
         assert [row["score"] for row in best] == sorted((row["score"] for row in mine), reverse=True)[:2]
     (layer,) = [row for row in scores.layers().to_pylist() if row["metric"] == "anthropic"]
     assert layer["mean"] == summary["metrics"]["anthropic"]["mean"]
-
-
-def test_a_sample_grows_until_its_interval_is_narrow(world, monkeypatch):
-    _, tokens, records, _ = world
-    from pipeline.interpret import layer, token_table
-
-    class OneByOne(token_table.TokenTableJudge):
-        chunk = 1
-
-    def neurons(half_width):
-        from pipeline.artifacts.tokens import TokenSplit
-        from pipeline.artifacts.vocabulary import token_strings
-        from pipeline.interpret.reading import read_excerpts
-
-        site = sites_of(records)[0]
-        excerpts = read_excerpts(records, site, np.arange(3))
-        config = InterpretConfig(half_width=half_width)
-        judge = OneByOne(token_strings(), chunk=1)
-        result = layer.score_site(config, 0, site.name, 0, excerpts, TokenSplit(tokens, "val"), judge)
-        return result.rows["anthropic"]["n_neurons"]
-
-    assert neurons(0.0) == 3 and neurons(1.0) == 3, "too few neurons for an interval"
-    monkeypatch.setattr(layer, "FEWEST_FOR_INTERVAL", 2)
-    assert neurons(1.0) == 2 and neurons(1e-9) == 3
 
 
 def test_a_real_judge_end_to_end(world, smollm2):

@@ -2,6 +2,7 @@
 
 import pytest
 from interpret_world import planted
+from interpret_world import settings as interpret_settings
 
 from pipeline.artifacts.store import Store
 from pipeline.config import InterpretConfig, RuntimeConfig
@@ -12,7 +13,6 @@ from pipeline.interpret.judges import in_this_process
 from pipeline.interpret.online import score_sites_online
 from pipeline.interpret.prompts.own import OwnPrompts
 from pipeline.interpret.reading import sites_of
-from pipeline.interpret.stage import Settings
 from pipeline.stage import Context
 from pipeline.tracking import TrackerSpec
 
@@ -39,7 +39,7 @@ def test_it_explains_and_the_same_model_in_torch_simulates(url, smollm2, tmp_pat
         tmp_path, n_layers=1, n_neurons=2, n_tokens=4000, widths={12: 0, 8: 11}, vocabulary=words
     )
     judges = {"explainer": "http", "simulator": "transformers", "max_explanation_tokens": 12, "control_neurons": 0}
-    settings = Settings(7, InterpretConfig(**judges, metrics=("random_only",)))
+    settings = interpret_settings(InterpretConfig(**judges, metrics=("random_only",)), 7, window=12)
     store, runtime = Store(tmp_path), RuntimeConfig(judge_url=url, judge_concurrency=2, threads_per_worker=1)
     where = Context(store, runtime, "run", "c/interpret", "a" * 32, TrackerSpec())
     progress = where.progress(2, "neurons")
