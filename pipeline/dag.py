@@ -85,6 +85,13 @@ class Plan:
         return f"{n_points - len(self.cells)} of the grid's {n_points} points {same}" * (n_points > len(self.cells))
 
     @property
+    def models_told(self) -> str:
+        """How many models are trained, and in how many cells where cells share one."""
+        trained = {step.fingerprint for step in self.steps.values() if step.stage is PRETRAIN}
+        n_models, n_cells = len(trained) or len(self.cells), len(self.cells)
+        return f"{n_models} model{'s' if n_models > 1 else ''}" + (f" in {n_cells} cells" if n_cells > n_models else "")
+
+    @property
     def made_by(self) -> dict[str, str]:
         """For each step, the first one with its fingerprint, which makes the artifact of both."""
         first: dict[str, str] = {}

@@ -42,7 +42,11 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
     found = forecast(loaded, assumed.machine, assumed.rates, kept, text_bytes)
     rate = assumed.machine.peak_flops * assumed.rates.train_utilisation
     made_by = plan.made_by
-    cells = [_cell_row(plan, cell, kept, rate, found.workers_per_cell) for cell in plan.cells]
+    cells = [
+        _cell_row(plan, cell, kept, rate, found.workers_per_cell)
+        | {"epochs": _epochs(cell, texts[plan.texts[cell.name]])}
+        for cell in plan.cells
+    ]
     steps = [
         {
             "name": name,
@@ -98,6 +102,16 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
     }
 
 
+def _epochs(cell: Cell, text: dict[str, Any]) -> float | None:
+    """How often a training would see its text: above 1, tokens are repeated. None where that is not known, or no training is."""
+    config = cell.config
+    if "splits" in text:
+        there = text["splits"]["train"]["n_tokens"]
+    else:  # files of their own for val are in the estimate, too
+        there = 0 if config.tokens.val else text["tokens"] * (1 - config.tokens.val_fraction)
+    return config.pretrain.total_tokens / there if there and not config.pretrain.checkpoint else None
+
+
 def _text_bytes(text: dict[str, Any]) -> int:
     return text.get("text_bytes") or sum(split["n_bytes"] for split in text.get("splits", {}).values())
 
@@ -120,7 +134,16 @@ def _totals(cells: list[dict[str, Any]], tokens_bytes: int) -> dict[str, Any]:
 
 def print_plan(rows: dict[str, Any], console: Console) -> None:
     table = Table(title=f"Plan of {rows['name']}", title_justify="left")
-    sizes = ("parameters", "non-embedding", "FLOPs a token", "6N says", "tokens", "training", "GB, ZeRO 0 to 3")
+    sizes = (
+        "parameters",
+        "non-embedding",
+        "FLOPs a token",
+        "6N says",
+        "tokens",
+        "epochs",
+        "training",
+        "GB, ZeRO 0 to 3",
+    )
     for column in ("cell", *sizes, "status"):
         table.add_column(column, justify="left" if column in ("cell", "status") else "right")
     for cell in rows["cells"]:
@@ -133,6 +156,7 @@ def print_plan(rows: dict[str, Any], console: Console) -> None:
             amount(cell["train_flops_per_token"]),
             amount(cell["six_n_flops_per_token"]),
             amount(cell["train_tokens"]),
+            "-" if cell["epochs"] is None else f"{cell['epochs']:.2g}",
             duration(cell["training_seconds"]) if cell["training_seconds"] else "-",
             " ".join(f"{n_bytes / 1e9:.2g}" for n_bytes in cell["gpu_bytes"].values()),
             status,

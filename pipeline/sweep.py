@@ -138,7 +138,7 @@ class Sweep:
         self._prepare_run()
         to_make = len(self.wanted.steps) - len(self.kept)
         self.console.print(
-            f"[bold]{config.name}[/]: {len(self.plan.cells)} models, {len(self.wanted.steps)} steps: "
+            f"[bold]{config.name}[/]: {self.plan.models_told}, {len(self.wanted.steps)} steps: "
             f"{len(self.kept)} kept, {to_make} to make  (store: {self.store.place})",
             highlight=False,
         )

@@ -12,12 +12,15 @@ from crate_model.flops import count_parameters
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.dag import Plan, report_step, training_flops
 from pipeline.execute import Result
-from pipeline.report.study import READING, TRAINING, gather
+from pipeline.report.cells import READING, TOKENS_KEY, Cell
+from pipeline.report.study import gather
 from pipeline.stage import canonical
 from pipeline.this_machine import provenance
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep
 from pipeline.tracking_spool import shown
+
+CURVED = ("tokens", "pretrain", "evaluate", "interpret")  # the stages that the scaling curves are told from
 
 
 @dataclass
@@ -79,37 +82,43 @@ class SweepTracking:
     def finish(self, report: Artifact | None, missing: dict[str, str]) -> None:
         """Log what belongs to the sweep as a whole: the scaling curve and the report's figures and tables."""
         self.finished = True
-        varying = gather(report_step(self.plan, {}, missing).settings, {}).by_name
-        rows = []
-        for cell in self.plan.cells:  # a scaling curve is of models whose training is at its end
-            if varying[cell.name].is_last and (row := self._scaling_row(cell.name, missing)):
-                values = varying[cell.name].reading
-                rows.append(row | {"variant": _label(values, TRAINING), "judged": _label(values, READING)})
-        self.runs.log_scaling(self.parent, rows)
+        self.runs.log_scaling(self.parent, self._scaling_rows(missing))
         if report:
             self.runs.log_files(self.parent, report, (".png", ".parquet", ".csv", "index.html"))
 
-    def _scaling_row(self, cell: str, missing: dict[str, str]) -> dict[str, Any] | None:
-        if f"{cell}/evaluate" in missing or f"{cell}/pretrain" in missing:
-            return None
-        pretrain = self.plan.steps[f"{cell}/pretrain"]
-        evaluate = self.plan.steps[f"{cell}/evaluate"]
-        facts = self.store.get("pretrain", pretrain.fingerprint).summary
-        measured = self.store.get("evaluate", evaluate.fingerprint).summary
-        scores = {}
-        if (interpret := self.plan.steps.get(f"{cell}/interpret")) and f"{cell}/interpret" not in missing:
-            found = self.store.get("interpret", interpret.fingerprint).summary["metrics"]
-            scores = {metric: values["mean"] for metric, values in found.items() if values["mean"] is not None}
-        return {
-            "cell": cell,
-            "run_id": self.cells[cell].run_id,
-            "architecture": pretrain.settings.model.architecture,
-            "n_params": facts["n_params"],
-            "n_params_non_embedding": facts["n_params_non_embedding"],
-            "val_loss": measured["val_loss"],
-            "bits_per_byte": measured["bits_per_byte"],
-            "scores": scores,
+    def _scaling_rows(self, missing: dict[str, str]) -> list[dict[str, Any]]:
+        """Every trained model once, with its loss, and every reading of its neurons once, with its scores; of models whose
+        training is at its end.
+        """
+        made = {
+            name: self.store.get(step.stage.name, step.fingerprint)
+            for name, step in self.plan.steps.items()
+            if step.stage.name in CURVED and name not in missing
         }
+        study = gather(report_step(self.plan, {}, missing).settings, made)
+        whole = [cell for cell in study.cells if cell.is_last and {"pretrain", "evaluate"} <= cell.artifacts.keys()]
+        rows = [self._scaling_row(cell, losses=True) for cell in study.models if cell in whole]
+        read = {cell.made_of("interpret"): cell for cell in reversed(whole) if "interpret" in cell.artifacts}
+        return rows + [self._scaling_row(cell, losses=False) for cell in reversed(read.values())]
+
+    def _scaling_row(self, cell: Cell, losses: bool) -> dict[str, Any]:
+        """A model's loss, or the scores of one reading of it."""
+        tokens = {key: value for key, value in cell.varying.items() if key == TOKENS_KEY}
+        row = {
+            "cell": cell.name,
+            "run_id": self.cells[cell.name].run_id,
+            "architecture": cell.architecture,
+            "n_params": cell.artifacts["pretrain"].summary["n_params"],
+            "n_params_non_embedding": cell.artifacts["pretrain"].summary["n_params_non_embedding"],
+        }
+        if losses:
+            measured = cell.artifacts["evaluate"].summary
+            said = {"variant": _label(cell.variant | tokens, cell.loss_note)}
+            return row | said | {"val_loss": measured["val_loss"], "bits_per_byte": measured["bits_per_byte"]}
+        found = cell.artifacts["interpret"].summary["metrics"]
+        scores = {metric: values["mean"] for metric, values in found.items() if values["mean"] is not None}
+        judged = {key: value for key, value in cell.reading.items() if key.startswith(READING)}
+        return row | {"scores": scores, "variant": _label(cell.variant | tokens), "judged": _label(judged)}
 
     def _close(self) -> None:
         for cell, spec in self.cells.items():
@@ -126,10 +135,10 @@ def machine_tags() -> dict[str, str]:
     return {key: str(value or "") for key, value in {**facts, **versions}.items()}
 
 
-def _label(values: Mapping[str, Any], sections: tuple[str, ...]) -> str:
+def _label(values: Mapping[str, Any], note: str = "") -> str:
     """Values that tell a curve from others, as a part of a metric's name."""
-    texts = (f"{key.rpartition('.')[2]}_{value}" for key, value in values.items() if key.startswith(sections))
-    return re.sub(r"[^\w.-]+", "_", "_".join(texts))
+    texts = [f"{key.rpartition('.')[2]}_{value}" for key, value in values.items()]
+    return re.sub(r"[^\w.-]+", "_", "_".join(filter(None, [*texts, note])))
 
 
 def _shown(config: Any) -> dict[str, Any]:

@@ -88,13 +88,13 @@ class TrackedSweep:
         """Scaling curves as metrics `val_loss_<architecture>` and `score_<metric>_<architecture>` whose step is the parameter
         count, so that the tracking server's own chart of the metric is the scaling plot. Replicas of a size are averaged.
 
-        `rows` have `architecture`, `n_params`, `n_params_non_embedding`, `val_loss`, and where there are any `scores` by metric,
-        the `variant` of the training and how the model was `judged`, which are part of the curves' names.
+        `rows` have `architecture`, `n_params`, `n_params_non_embedding`, and `val_loss` or `scores` by metric or both; and where
+        there are any the `variant` of the training and how the model was `judged`, which are part of the curves' names.
         """
         curves: dict[tuple[str, int], list[float]] = {}
         for row in rows:
             series = "_".join(filter(None, (row["architecture"], row.get("variant"))))
-            values = {f"val_loss_{series}": row["val_loss"]}
+            values = {f"val_loss_{series}": row["val_loss"]} if "val_loss" in row else {}
             judged = "_".join(filter(None, (series, row.get("judged"))))
             values |= {f"score_{metric}_{judged}": score for metric, score in row.get("scores", {}).items()}
             for name, value in values.items():

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.report.neurons import TOP_TOKENS, Units, all_units
 from pipeline.report.study import ARCHITECTURES, Study
-from pipeline.report.text import METRICS, family_name
+from pipeline.report.text import METRICS, family_name, is_of_autoencoder
 
 NO_SCORE, NO_TOKEN = -32768, 65535
 GALLERY = 2  # neurons an architecture that stand in the page itself, for print and for pages without scripts
@@ -28,23 +28,22 @@ class UnitPage:
 @dataclass(frozen=True)
 class Browser:
     pages: list[UnitPage]
+    n_units: int  # neurons and features; those that were read in several ways count once
     vocabulary: dict[int, str]  # of every token id that occurs
     gallery: list[dict[str, Any]]
 
-    @property
-    def n_units(self) -> int:
-        return sum(sum(page.head["neurons"]) for page in self.pages)
-
 
 def browser(study: Study) -> Browser:
-    pages, used = [], set()
+    pages, used, counts = [], set(), {}  # type: list[UnitPage], set[int], dict[tuple[str, str], int]
     for units in all_units(study):
         page, tokens = unit_page(study, units)
         pages.append(page)
         used |= tokens
+        of = "sae" if is_of_autoencoder(units.family) else "pretrain"
+        counts.setdefault((units.cell.made_of(of), units.family), sum(page.head["neurons"]))
     strings = token_strings() if used else []
     vocabulary = {token: strings[token] if token < len(strings) else f"<{token}>" for token in sorted(used)}
-    return Browser(pages, vocabulary, gallery(pages))
+    return Browser(pages, sum(counts.values()), vocabulary, gallery(pages))
 
 
 def unit_page(study: Study, units: Units) -> tuple[UnitPage, set[int]]:

@@ -16,12 +16,14 @@ from crate_model.config import ModelConfig
 from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
 from pipeline.artifacts.store import Artifact
 from pipeline.naming import flat
+from pipeline.report.text import is_of_autoencoder
 
 ARCHITECTURES = {"crate": "CRATE", "gpt2": "GPT-2"}
 OWN_KEYS = {  # what one architecture alone has
     "crate": ("model.n_ista_steps", "model.step_size", "model.lambda_sparsity", "model.ista_residual"),
     "gpt2": ("model.bias", "model.activation"),
 }
+SHAPE_KEYS = ("model.architecture", "model.n_layer", "model.d_model")  # told by the axes
 TOKENS_KEY = "pretrain.total_tokens"  # the other axis of a law: never a variant
 MEASURING_KEYS = ("pretrain.eval_every_steps", "pretrain.eval_tokens", "pretrain.keep_log_spaced")  # change no weight
 CHECKPOINT_KEY = "checkpoint_step"  # whose weights were read
@@ -127,7 +129,8 @@ class Cell:
         """How often it saw its text: above 1, tokens are repeated. None where the text is not known."""
         if self.tokens is None or self.is_imported:
             return None
-        return self.train_tokens / self.tokens.summary["train"]["n_tokens"]
+        there = self.tokens.summary.get("train", {}).get("n_tokens")
+        return self.train_tokens / there if there else None
 
     @cached_property
     def size(self) -> ParameterCount:
@@ -173,7 +176,8 @@ class Cell:
     @property
     def variant(self) -> dict[str, Any]:
         """What varies in training, beside shape, seed and tokens."""
-        return {key: value for key, value in self.varying.items() if key.startswith(TRAINING) and key != TOKENS_KEY}
+        axes = (TOKENS_KEY, *SHAPE_KEYS)
+        return {key: value for key, value in self.varying.items() if key.startswith(TRAINING) and key not in axes}
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -199,6 +203,9 @@ class Cell:
     def feature_series(self) -> str:
         """What the scores and measures of its SAEs are drawn with."""
         return self._named(self.reading_of_features)
+
+    def series_of(self, family: str) -> str:
+        return self.feature_series if is_of_autoencoder(family) else self.score_series
 
     def _named(self, values: Mapping[str, Any], note: str = "") -> str:
         told = [f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in values.items()]

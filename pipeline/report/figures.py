@@ -17,7 +17,10 @@ from pipeline.report.tables import Tables
 
 
 def all_figures(study: Study, tables: Tables) -> list[Figure]:
-    """Every figure for which there are data. Weights kept along the way are in those that show how training went on."""
+    """Every figure for which there are data, from tables that tell each thing once.
+
+    Weights kept along the way are in those that show how training went on.
+    """
     whole = {name: study.of_models(rows) for name, rows in tables.items() if rows and "cell" in rows[0]}
     scores, means = whole.get("layer_scores", []), whole.get("model_scores", [])
     found = [

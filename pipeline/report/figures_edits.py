@@ -88,7 +88,7 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
                         x, y = list(means), list(means.values())
                         axes.plot(x, y, color=colour(cell), linestyle=line, alpha=0.8, linewidth=1.5)
                         tips = [(f"{name}, {role}, dose {a:g}: {b:.3g}", link_to(cell)) for a, b in means.items()]
-                        said = cell.series if role == "steered" else f"{cell.series}, controls"
+                        said = cell.feature_series if role == "steered" else f"{cell.feature_series}, controls"
                         size = 4.5 if role == "steered" else 3
                         canvas.marks(axes, x, y, tips, **marker(study, cell), markersize=size, label=said)
             axes.set_xlabel("dose, times the edit's value")
@@ -137,7 +137,7 @@ def autoencoders(study: Study, rows: Rows) -> Figure | None:
                         (f"{cell.name} {row['site']}: {v:.1f} at L0 {row['l0']:.1f}", link_to(cell))
                         for row, v in zip(own, y, strict=True)
                     ]
-                    style = marker(study, cell) | {"markeredgecolor": PALETTE["paper"], "label": cell.series}
+                    style = marker(study, cell) | {"markeredgecolor": PALETTE["paper"], "label": cell.feature_series}
                     canvas.marks(axes, x, y, tips, **style)
                     if len(rows) <= 12:
                         label_point(axes, f"{cell.model.n_layer}L", x[-1], y[-1], colour(cell))
@@ -186,7 +186,14 @@ def densities(study: Study, rows: Rows) -> Figure | None:
                 ]
                 middles = (edges[:-1] + 0.25).tolist()
                 canvas.marks(
-                    axes, middles, shares, tips, **marker(study, cell), alpha=alpha, markersize=3.5, label=cell.series
+                    axes,
+                    middles,
+                    shares,
+                    tips,
+                    **marker(study, cell),
+                    alpha=alpha,
+                    markersize=3.5,
+                    label=cell.feature_series,
                 )
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * 10**value:.2g} %")
         axes.set_xlabel("share of tokens on which a feature fires")

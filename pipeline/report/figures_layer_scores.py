@@ -68,9 +68,9 @@ def _series(study: Study, rows: Rows) -> dict[tuple[str, str], list[dict[str, An
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["mean"] is not None:
-            found.setdefault((study.by_name[row["cell"]].score_series, row["family"]), []).append(row)
-    order = {cell.score_series: index for index, cell in enumerate(study.cells)}
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], order[item[0][0]])))
+            found.setdefault((study.by_name[row["cell"]].series_of(row["family"]), row["family"]), []).append(row)
+    order = {cell.name: index for index, cell in enumerate(study.cells)}
+    return dict(sorted(found.items(), key=lambda item: (item[0][1], order[item[1][0]["cell"]])))
 
 
 def _label(series: str, family: str) -> str:

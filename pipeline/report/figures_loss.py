@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report import published
+from pipeline.report.cells import SHAPE_KEYS, canonical_text
 from pipeline.report.figures_curves import unigram_line
 from pipeline.report.looks import (
     colour,
@@ -188,12 +189,10 @@ def domains(study: Study, rows: Rows) -> Figure | None:
 def ablations(study: Study) -> list[Figure]:
     """One figure for each numeric setting of the training that the sweep varies: final loss against it."""
     found = []
-    for key in sorted({key for cell in study.models for key in cell.reading if key.startswith(TRAINING)}):
-        cells = [
-            cell
-            for cell in study.models
-            if cell.val_loss is not None and isinstance(cell.reading.get(key), int | float)
-        ]
+    for key in sorted(
+        {key for cell in study.measured for key in cell.reading if key.startswith(TRAINING)} - {*SHAPE_KEYS}
+    ):
+        cells = [cell for cell in study.measured if isinstance(cell.reading.get(key), int | float)]
         if len({cell.reading[key] for cell in cells}) > 1:
             found.append(_ablation(study, key, cells))
     return found
@@ -201,26 +200,18 @@ def ablations(study: Study) -> list[Figure]:
 
 def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
     name = key.rpartition(".")[2]
-    lines: dict[tuple[str, int, int, str], list[Cell]] = {}
+    lines: dict[str, list[Cell]] = {}
     for cell in cells:
-        others = repr([value for other, value in cell.reading.items() if other != key])
-        lines.setdefault((cell.architecture, cell.model.n_layer, cell.model.d_model, others), []).append(cell)
+        others = {other: value for other, value in cell.training.items() if other != key}
+        lines.setdefault(canonical_text([others, cell.measure]), []).append(cell)
     architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
 
     def draw(canvas: Canvas) -> Any:
         drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
         for axes, architecture in zip(panels, architectures, strict=True):
-            for (own, depth, *_), line in lines.items():
-                if own == architecture:
-                    line = sorted(line, key=lambda cell: cell.reading[key])
-                    x, y = [cell.reading[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
-                    axes.plot(x, y, color=PALETTE[own], alpha=strength(study, line[0]))
-                    tips = [
-                        (f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.reading[key]:g}", link_to(cell))
-                        for cell in line
-                    ]
-                    canvas.marks(axes, x, y, tips, marker="o", color=PALETTE[own], alpha=strength(study, line[0]))
-                    label_point(axes, f"{depth}L", x[-1], y[-1], PALETTE[own])
+            for line in lines.values():
+                if line[0].architecture == architecture:
+                    _ablation_line(canvas, axes, study, key, line)
             values = [cell.reading[key] for cell in cells]
             if min(values) > 0 and max(values) / min(values) >= 3:
                 log_axis(axes, values)
@@ -233,7 +224,21 @@ def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
     return Figure(
         f"ablation_{key.replace('.', '_')}",
         f"Loss against {name}",
-        f"What else the sweep varies: {key}. One line a depth and whatever else varies.",
+        f"What else the sweep varies: {key}. One line a depth and whatever else varies, through the means over seeds.",
         f"Validation loss against {key}: {said}.",
         draw,
     )
+
+
+def _ablation_line(canvas: Canvas, axes: Axes, study: Study, key: str, line: list[Cell]) -> None:
+    """A mark a model, and a line through the means of replicas."""
+    first, name, losses = line[0], key.rpartition(".")[2], {}  # type: Cell, str, dict[float, list[float]]
+    for cell in line:
+        losses.setdefault(cell.reading[key], []).append(float(cell.val_loss or 0))
+    shade, alpha, values = PALETTE[first.architecture], strength(study, first), sorted(losses)
+    means = [float(np.mean(losses[value])) for value in values]
+    axes.plot(values, means, color=shade, alpha=alpha)
+    tips = [(f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.reading[key]:g}", link_to(cell)) for cell in line]
+    x, y = [cell.reading[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
+    canvas.marks(axes, x, y, tips, marker="o", color=shade, alpha=alpha)
+    label_point(axes, f"{first.model.n_layer}L", values[-1], means[-1], shade)

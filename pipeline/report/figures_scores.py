@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.report import published
+from pipeline.report.cells import CHECKPOINT_KEY, TOKENS_KEY, canonical_text
 from pipeline.report.looks import colour, dashes, hollow, label_point, link_to, log_axis, marker
 from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
@@ -109,7 +112,8 @@ def _published_means(canvas: Canvas, axes: Axes, metric: str, depths: Sequence[i
 
 def against_loss(study: Study, rows: Rows) -> Figure | None:
     """Mean score against validation loss: does a better model read better?"""
-    cells = {cell.name: cell.val_loss for cell in study.cells if cell.val_loss is not None}
+    models = {cell.training_id for cell in study.measured}
+    cells = {c.name for c in study.cells if (c.training_id in models if c.is_last else c.val_loss is not None)}
     return _against(
         study,
         [row for row in rows if row["cell"] in cells],
@@ -117,8 +121,8 @@ def against_loss(study: Study, rows: Rows) -> Figure | None:
         "Interpretability against loss",
         "Better models are to the left.",
         "validation loss, nats a token",
-        lambda cell: float(cell.val_loss or 0),
-        lambda cell: cell.score_series if len(study.models) == len(study.cells) else _trained(cell),
+        lambda cell: _mean_loss(study, cell),
+        _trained if study.earlier else lambda cell: cell.score_series,
         logarithmic=False,
     )
 
@@ -140,9 +144,16 @@ def against_tokens(study: Study, rows: Rows) -> Figure | None:
     )
 
 
+def _mean_loss(study: Study, cell: Cell) -> float:
+    """Of a model and its replicas, as their scores are averaged."""
+    alike = [other for other in study.measured if other.replicated == cell.replicated] if cell.is_last else [cell]
+    return float(np.mean([other.val_loss for other in alike]))
+
+
 def _trained(cell: Cell) -> str:
     """What is the same of all weights of one training, and of trainings that differ in length or seed."""
-    return f"{cell.series} {cell.model.n_layer} {cell.model.d_model}"
+    others = {key: value for key, value in cell.reading.items() if key not in (TOKENS_KEY, CHECKPOINT_KEY)}
+    return canonical_text([cell.architecture, cell.model.n_layer, cell.model.d_model, others])
 
 
 def _against(

@@ -29,7 +29,7 @@ def colour(cell: Cell, family: str = "code") -> str:
 def marker(study: Study, cell: Cell) -> dict[str, Any]:
     """Style of a model's mark."""
     kinds = MARKERS[cell.architecture]
-    return {"marker": kinds[study.readings.index(cell.reading) % len(kinds)], "color": colour(cell)}
+    return {"marker": kinds[study.readings.index(cell.reading_of_features) % len(kinds)], "color": colour(cell)}
 
 
 def hollow(architecture: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def hollow(architecture: str) -> dict[str, Any]:
 
 
 def dashes(study: Study, cell: Cell) -> Any:
-    return DASHES[study.readings.index(cell.reading) % len(DASHES)]
+    return DASHES[study.readings.index(cell.reading_of_features) % len(DASHES)]
 
 
 def strength(study: Study, cell: Cell) -> float:

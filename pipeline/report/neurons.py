@@ -182,11 +182,14 @@ def top_of(excerpts: pa.Table, count: int) -> pa.Table:
 
 
 def all_units(study: Study) -> Iterator[Units]:
-    """Neurons of every cell, then the features of its SAEs, where they were recorded."""
+    """Neurons of every cell, then the features of its SAEs, where they were recorded; what cells share, once."""
     splits = {text: TokenSplit(made, "val") for text, made in study.texts.items()}
+    seen = set()
     for cell in (cell for cell in study.cells if cell.tokens):
         for records, scores in (("activations", "interpret"), ("features", "interpret_features")):
-            if records in cell.artifacts:
+            own = cell.made_of(scores if scores in cell.artifacts else records), scores
+            if records in cell.artifacts and own not in seen:
+                seen.add(own)
                 made = cell.artifacts[records]
                 sites = pq.read_table(made.file("neurons.parquet"), columns=["site"])["site"].cast(pa.string())
                 for family in dict.fromkeys(family_of(site) for site in pc.unique(sites).to_pylist()):

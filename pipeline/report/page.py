@@ -101,7 +101,8 @@ def steering(study: Study, tables: Tables) -> list[dict[str, Any]]:
     from pipeline.artifacts.steering import read_samples
 
     rows, found = tables.get("steering_effects", []), []
-    for cell in (cell for cell in study.cells if "steer" in cell.artifacts):
+    named = {row["cell"] for row in rows}  # of cells that share their steering, the first
+    for cell in (cell for cell in study.cells if "steer" in cell.artifacts and cell.name in named):
         samples = read_samples(cell.artifacts["steer"])
         edits = []
         for steered in samples["steered"]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.intervals import of_values
 from pipeline.report.study import Study
+from pipeline.report.text import is_of_autoencoder
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
@@ -18,17 +19,23 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
 
 
 def over_seeds(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of scores, those that differ in their cell's seed alone made one, under the name of the first of these cells.
+    """Rows of scores, those that differ in the seed of their training alone made one, under the name of the first of its cells.
 
-    The interval of such a row is over seeds; `seeds` says how many there are. Rows without a mean are left out.
+    The interval of such a row is over seeds; `seeds` says how many there are. What several cells share is in it once. Rows
+    without a mean are left out.
     """
-    groups: dict[Any, list[dict[str, Any]]] = {}
+    groups: dict[Any, dict[str, dict[str, Any]]] = {}
     for row in rows:
         if row["mean"] is not None:
-            cell = study.by_name[row["cell"]]
-            like = (cell.score_series, cell.model.n_layer, cell.model.d_model, cell.model.n_head)
-            groups.setdefault((*like, row["family"], row["metric"], row.get("layer")), []).append(row)
-    return [_joined(group) for group in groups.values()]
+            cell, stage = study.by_name[row["cell"]], scored_by(row["family"])
+            like = (cell.made_of(stage, of_any_seed=True), row["family"], row["metric"], row.get("layer"))
+            groups.setdefault(like, {}).setdefault(cell.made_of(stage), row)
+    return [_joined(list(group.values())) for group in groups.values()]
+
+
+def scored_by(family: str) -> str:
+    """The stage whose artifact has the scores of a family."""
+    return "interpret_features" if is_of_autoencoder(family) else "interpret"
 
 
 def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.cells import TOKENS_KEY
+from pipeline.report.cells import SHAPE_KEYS, TOKENS_KEY
 from pipeline.report.fits import SAME_TOKENS
 from pipeline.report.pairs import conditions
 from pipeline.report.series import AXES, COMPUTE, FITTED, Series, all_series, budgets
-from pipeline.report.study import OF_A_SHAPE, SHAPE_KEYS, Study
+from pipeline.report.study import OF_A_SHAPE, Study
 from pipeline.report.text import amount
 
 

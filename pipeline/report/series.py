@@ -134,7 +134,8 @@ class Series:
             said.append(f"of models that saw their text {epochs:.3g} times")
         if self.fit is None:
             n_sizes = len(np.unique(own.sizes))
-            return "; ".join([f"{n_sizes} distinct sizes: {LEAST_SIZES} or more tell a law from a coincidence", *said])
+            sizes = f"{n_sizes} distinct size{'s' if n_sizes != 1 else ''}"
+            return "; ".join([f"{sizes}: {LEAST_SIZES} or more tell a law from a coincidence", *said])
         if not own.tokens_vary and self.axis != COMPUTE:
             said.append(
                 f"beta cannot be identified: all models saw the same number of tokens (within {100 * (SAME_TOKENS - 1):.0f} %), "

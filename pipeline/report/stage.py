@@ -39,18 +39,19 @@ def run(settings: ReportSettings, inputs: Mapping[str, Artifact], out_folder: Pa
     from pipeline.report.findings import findings
     from pipeline.report.page import write_page
     from pipeline.report.study import gather
-    from pipeline.report.tables import all_tables, write_tables
+    from pipeline.report.tables import all_tables, each_once, write_tables
 
     study = gather(settings, inputs)
     tables = all_tables(study)
     write_tables(tables, out_folder / "tables")
-    figures = all_figures(study, tables)
+    shown = each_once(study, tables)
+    figures = all_figures(study, shown)
     progress = context.progress(len(figures) + 1, "figures")
     for done, figure in enumerate(figures, 1):
         figure.write(out_folder / "figures")
         progress.update(done)
     told = findings(study, tables)
-    write_page(out_folder / "index.html", study, tables, figures, told)
+    write_page(out_folder / "index.html", study, shown, figures, told)
     progress.update(len(figures) + 1)
     return {
         "cells": len(study.cells),
@@ -59,4 +60,4 @@ def run(settings: ReportSettings, inputs: Mapping[str, Artifact], out_folder: Pa
     }
 
 
-STAGE = Stage("report", 3, "sweep", (), ReportSettings, run)
+STAGE = Stage("report", 4, "sweep", (), ReportSettings, run)

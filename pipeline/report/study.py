@@ -10,15 +10,15 @@ from typing import Any
 
 from pipeline.artifacts.store import Artifact
 from pipeline.report.cells import ARCHITECTURES as ARCHITECTURES
-from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, canonical_text
+from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_KEYS, canonical_text
 from pipeline.report.cells import TRAINING as TRAINING
 from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
 from pipeline.report.text import amount
 
 Rows = Sequence[dict[str, Any]]  # of a table
-SHAPE_KEYS = ("model.architecture", "model.n_layer", "model.d_model")  # told by the axes
 OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
+IMPORTED = "imported"  # instead of its folder, where a model is told apart from those that were trained here
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,21 @@ class Study:
             if cell.is_last:
                 first.setdefault(cell.training_id, cell)
         return list(first.values())
+
+    @cached_property
+    def trainings(self) -> list[Cell]:
+        """One cell of each trained model, whichever weights of it were read."""
+        return list({cell.training_id: cell for cell in reversed(self.cells)}.values())[::-1]
+
+    @property
+    def epochs_said(self) -> str:
+        """How often the models saw their text, where one saw it more than once."""
+        epochs = sorted(cell.epochs for cell in self.models if cell.epochs is not None)
+        if not epochs or epochs[-1] <= 1:
+            return ""
+        return (
+            f" ({' to '.join(dict.fromkeys(f'{value:.3g}' for value in (epochs[0], epochs[-1])))} epochs of their text)"
+        )
 
     @property
     def measured(self) -> list[Cell]:
@@ -168,17 +183,20 @@ def _varying(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     own = [_used(cell) for cell in cells]
     keys = sorted({key for values in own for key in values} - {*SHAPE_KEYS, *OF_A_SHAPE})
     keys = [key for key in keys if len({canonical_text(values[key]) for values in own if key in values}) > 1]
-    for key in OF_A_SHAPE:
-        by_shape: dict[Any, set[str]] = {}
-        for cell, values in zip(cells, own, strict=True):
-            of = cell.architecture if key == IMPORTED_KEY else ""
-            by_shape.setdefault((of, cell.model.n_layer, cell.model.d_model), set()).add(str(values.get(key)))
-        if any(len(found) > 1 for found in by_shape.values()):
-            keys.append(key)
-    for values in own:
-        yield {
-            key: values[key] for key in keys if key in values and not (key == CHECKPOINT_KEY and values[key] == "last")
-        }
+    told = [{key: v[key] for key in keys if key in v and (key, v[key]) != (CHECKPOINT_KEY, "last")} for v in own]
+    if len({cell.is_imported for cell in cells}) > 1:
+        told = [v | {IMPORTED_KEY: IMPORTED} if cell.is_imported else v for v, cell in zip(told, cells, strict=True)]
+    shapes = [(cell.model.n_layer, cell.model.d_model) for cell in cells]
+    groups: dict[str, list[Any]] = {
+        "model.d_model": [depth for depth, _ in shapes],
+        "model.n_head": shapes,
+        IMPORTED_KEY: [(cell.architecture, shape) for cell, shape in zip(cells, shapes, strict=True)],
+    }
+    for key, of in groups.items():
+        values = [v.get(key) for v in own]
+        if len({(group, value) for group, value in zip(of, values, strict=True)}) > len(set(of)):
+            told = [v | {key: o[key]} if key in o else v for v, o in zip(told, own, strict=True)]
+    yield from told
 
 
 def _used(cell: Cell) -> dict[str, Any]:

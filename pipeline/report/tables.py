@@ -14,12 +14,26 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import evaluation, saes, steering
 from pipeline.artifacts.checkpoint import read_curve
 from pipeline.artifacts.scores import Scores, family_of
+from pipeline.report.replicas import scored_by
 from pipeline.report.scaling import fit_rows, offset_rows
 from pipeline.report.study import Cell, Study
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
+SCORING = ("interpret", "interpret_features")
 NULLS = ("null_other", "null_shuffled", "null_empty")  # what chance scores
+MADE_BY = {  # whose artifacts a table tells of; of scores, it follows from the family
+    "curves": "pretrain",
+    "domains": "evaluate",
+    "layer_diagnostics": "evaluate",
+    "next_words": "evaluate",
+    "layer_statistics": "activations",
+    "saes": "sae",
+    "sae_densities": "sae",
+    "steering_effects": "steer",
+    "steering_doses": "steer",
+    "steering_lossless": "steer",
+}
 CURVE_POINTS = 300  # a curve's points, at most, in the table and the figure
 
 
@@ -50,6 +64,18 @@ def all_tables(study: Study) -> Tables:
         "steering_lossless": _each(study, "steer", lossless_rows),
     }
     return {name: rows for name, rows in tables.items() if rows}
+
+
+def each_once(study: Study, tables: Tables) -> Tables:
+    """The tables without what they tell a second time: an artifact that several cells share stands under the first of them."""
+    found = {name: study.once(MADE_BY[name], rows) if name in MADE_BY else rows for name, rows in tables.items()}
+    for name in ("layer_scores", "model_scores"):
+        rows = tables.get(name, [])
+        by_stage = {stage: [row for row in rows if scored_by(row["family"]) == stage] for stage in SCORING}
+        if rows:
+            found[name] = [row for stage, own in by_stage.items() for row in study.once(stage, own)]
+    distinct = {cell.name for cell in (*study.models, *study.earlier)}
+    return found | {"cells": [row for row in tables["cells"] if row["cell"] in distinct]}
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
@@ -91,11 +117,12 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "n_params": cell.size.total_without_positions,
         "n_params_non_embedding": cell.size.non_embedding,
         "train_tokens": cell.train_tokens,
+        "epochs": cell.epochs,
         "train_flops": cell.train_flops,
         "val_loss": cell.val_loss,
         "bits_per_byte": measured.get("bits_per_byte"),
         "fingerprint": cell.artifacts["pretrain"].fingerprint if "pretrain" in cell.artifacts else None,
-        **cell.reading,
+        **cell.varying,
     }
 
 

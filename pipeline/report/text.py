@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,11 @@ def points(score: float | None) -> str:
 def family_name(family: str) -> str:
     """`code` -> neurons, `code-16x` -> SAE 16x."""
     return "neurons" if family in ("code", "") else "SAE " + family.removeprefix("code-")
+
+
+def is_of_autoencoder(family: str) -> bool:
+    """Whether what is scored are features (`code-16x`) and not neurons (`code`, `out`)."""
+    return re.search(r"-\d+x", family) is not None
 
 
 def unit_kind(edit: Mapping[str, Any]) -> str:

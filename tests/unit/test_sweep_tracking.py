@@ -36,8 +36,10 @@ def row(loss: float, **more: Any) -> dict[str, Any]:
 
 def test_variants_are_curves_of_their_own_and_seeds_are_averaged() -> None:
     told = Told()
-    values = {"model.lambda_sparsity": 0.2, "pretrain.total_tokens": 4096, "activations.tokens": 9}
-    variant, judged = _label(values, ("model.", "pretrain.")), _label(values, ("activations.", "interpret."))
+    variant, judged = (
+        _label({"model.lambda_sparsity": 0.2, "pretrain.total_tokens": 4096}),
+        _label({"activations.tokens": 9}),
+    )
     rows = [
         row(4.0),
         row(4.5, scores={"anthropic": 0.1}),
@@ -51,7 +53,7 @@ def test_variants_are_curves_of_their_own_and_seeds_are_averaged() -> None:
 
 
 def test_a_curve_s_name_holds_only_what_the_server_takes() -> None:
-    assert _label({"interpret.metrics": ["a", "b c"]}, ("interpret.",)) == "metrics__a_b_c_"
+    assert _label({"interpret.metrics": ["a", "b c"]}) == "metrics__a_b_c_"
 
 
 def test_runs_are_tagged_with_machine_and_versions() -> None:
