@@ -12,8 +12,10 @@ from sae_world import World, changed
 from tokens_lab import contents, make, record, write_lines
 
 from crate_model.checkpoint import save_checkpoint
+from crate_model.config import ModelConfig
 from pipeline.artifacts.manifest import list_files
 from pipeline.config import (
+    ActivationsConfig,
     Config,
     InterpretConfig,
     PretrainConfig,
@@ -26,6 +28,7 @@ from pipeline.config import (
 from pipeline.config_used import _unused
 from pipeline.interpret.offline import score_offline
 from pipeline.interpret.reading import sites_of
+from pipeline.interpret.stage import Settings as InterpretSettings
 from pipeline.pretrain.job import PretrainSettings
 from pipeline.pretrain.schedule import learning_rate
 from pipeline.pretrain.stage import STAGE as PRETRAIN
@@ -111,7 +114,8 @@ def test_autoencoders(world: World, variant: str) -> None:
 def test_the_token_table(tmp_path: Path) -> None:
     tokens, records, _ = planted(tmp_path, n_neurons=4)
     sections = both(Config(interpret=InterpretConfig()), "interpret")
-    one, two = (score_offline(config, 0, tokens, records, sites_of(records)[0]) for config in sections)
+    settings = [InterpretSettings(0, ModelConfig(), ActivationsConfig(), config) for config in sections]
+    one, two = (score_offline(own, tokens, records, sites_of(records)[0]) for own in settings)
     assert one.rows == two.rows and one.neurons.equals(two.neurons) and one.rows["anthropic"]["n_neurons"] == 4
 
 
