@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def architecture(self) -> str:
-        return self.model.architecture
+        return str(self.settings["model"]["architecture"])
 
     @property
     def seed(self) -> int:

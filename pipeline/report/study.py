@@ -114,11 +114,12 @@ class Study:
 
     def once(self, stage: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a table without those that tell what `stage` made a second time, under another cell's name."""
+        rows = list(rows)
         first: dict[str, str] = {}
-        for cell in self.cells:
-            if stage in cell.artifacts:
-                first.setdefault(cell.made_of(stage), cell.name)
-        return [row for row in rows if row["cell"] in first.values()]
+        for name in sorted({row["cell"] for row in rows}, key=list(self.by_name).index):
+            first.setdefault(self.by_name[name].made_of(stage), name)
+        named = set(first.values())
+        return [row for row in rows if row["cell"] in named]
 
     def of_models(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a table that speak of a model at the end of its training."""
