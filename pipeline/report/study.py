@@ -14,7 +14,6 @@ from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_K
 from pipeline.report.cells import TRAINING as TRAINING
 from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
-from pipeline.report.text import amount
 
 Rows = Sequence[dict[str, Any]]  # of a table
 OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
@@ -168,12 +167,7 @@ def _with_loss_notes(study: Study) -> Study:
     """Where the losses of the models are not measured alike, their series say so, and are series of their own."""
     if len({cell.measure for cell in study.measured}) < 2:
         return study
-    return replace(study, memo={}, cells=tuple(replace(cell, loss_note=_measure_said(cell)) for cell in study.cells))
-
-
-def _measure_said(cell: Cell) -> str:
-    tokens = f"{amount(cell.val_tokens)} tokens of val" if cell.val_tokens else "all of val"
-    return f"loss on {tokens}" + (", measured in training" if cell.measured_by == "pretrain" else "")
+    return replace(study, memo={}, cells=tuple(replace(cell, loss_note=cell.measure_said) for cell in study.cells))
 
 
 def _varying(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
