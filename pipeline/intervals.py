@@ -16,6 +16,7 @@ import numpy as np
 
 QUANTILE = 0.975  # of two sides that together leave out 5 %
 FEWEST_NEURONS = 20  # in all layers together; scores are skewed, and Student's t of fewer covers too little
+FEWEST_LAYERS = 3  # whose variance is spoken of
 FEWEST_DOMAINS = 3
 NO_SPREAD = 1e-9  # a standard error of nats or points that is rounding
 STUDENTIZED = 10_000  # draws from which the critical value of weighted domains is read
@@ -98,6 +99,23 @@ def over_layers(layers: Sequence[Estimate | None], counts: Sequence[int]) -> Est
     None where the neurons are fewer than FEWEST_NEURONS together, or a layer has a single one or equal ones.
     """
     return combined(layers, [1 / len(layers)] * len(layers)) if sum(counts) >= FEWEST_NEURONS else None
+
+
+def variance_over_layers(layers: Sequence[Estimate | None], counts: Sequence[int]) -> Estimate | None:
+    """Of the population variance over these layers' true means: what the sampling of neurons adds to it is taken off.
+
+    By the delta method; where layers hardly differ its interval is wider than it need be. None for fewer than FEWEST_LAYERS, or
+    where `over_layers` has none.
+    """
+    mean = over_layers(layers, counts) if len(layers) >= FEWEST_LAYERS else None
+    there = [layer for layer in layers if layer]
+    if mean is None:
+        return None
+    apart = np.array([layer.value - mean.value for layer in there])
+    errors = np.array([layer.error for layer in there])
+    spread = combined(there, (2 * apart / len(there)).tolist())
+    value = float(np.mean(apart**2) - np.mean(errors**2) * (1 - 1 / len(there)))
+    return Estimate(value, spread.error, spread.freedom) if spread else None
 
 
 def over_domains(

@@ -187,7 +187,7 @@ def _score_row(
         units = f"pairs of neurons, scored in both: {both} of {sum(len(a[n]) for n in layers)}"
     else:
         found = intervals.difference(_over_layers(samples[1], rng), _over_layers(samples[0], rng))
-        units = "two samples of neurons"
+        units = "two samples of neurons; another seed is not in it"
     why = "" if found else f"no interval: fewer than {intervals.FEWEST_NEURONS} neurons, or all alike"
     low, high = found.interval if found else (None, None)
     return _row(cell, metric, means[0], means[1], low, high, _joined(units, coverage, why, note))

@@ -1,15 +1,20 @@
-"""The answer in short: the few sentences that a reader should leave with, computed from the tables, whoever wins."""
+"""The answer in short: the few sentences that a reader should leave with, computed from the tables, whoever wins.
+
+A verdict stands only where an interval carries it (`gaps.py`); elsewhere the numbers are told, and why nothing follows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
+from pipeline.report.gaps import Gap, ScoreGaps, loss_gap, score_gaps
+from pipeline.report.pairs import Measured, Pair, deepest_pair, why_no_pair
 from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.tables import Tables
 from pipeline.report.text import METRICS, amount
+from pipeline.report.unigram import context_users
+
+UNLIKE_COVERAGE = 0.2  # of the neurons: where the shares that have a score differ by more, it is told with the means
 
 
 @dataclass(frozen=True)
@@ -20,118 +25,154 @@ class Finding:
     label: str
     plain: str
     cells: tuple[str, ...]
-    tone: str = "ink"  # a colour of the palette: whose point it is
+    tone: str = "muted"  # a colour of the palette: whose point it is; muted where it is nobody's
 
 
 def findings(study: Study, tables: Tables) -> list[Finding]:
-    found = [_loss_gap(study), *_score_gaps(study, tables), _against_unigram(study)]
-    return [finding for finding in found if finding]
+    found = [_loss(study), *_scores(study, tables), _against_unigram(study)]
+    return list({finding.plain: finding for finding in reversed(found) if finding}.values())[::-1]  # each reason once
 
 
-def deepest_pair(study: Study, cells: list[Cell]) -> tuple[list[Cell], list[Cell]] | None:
-    """CRATE's and GPT-2's cells (replicas) of the deepest shape that both have, the longest trained, first variant each."""
-    shapes = [
-        {(cell.model.d_model, cell.model.n_layer) for cell in cells if cell.architecture == architecture}
-        for architecture in ("crate", "gpt2")
-    ]
-    both = shapes[0] & shapes[1]
-    if not both:
-        return None
-    shape = max(both)
-    alike = [cell for cell in cells if (cell.model.d_model, cell.model.n_layer) == shape]
-    alike.sort(key=lambda cell: -cell.train_tokens)
-    crate = [cell for cell in alike if cell.architecture == "crate"]
-    gpt2 = [cell for cell in alike if cell.architecture == "gpt2"]
-    return [c for c in crate if c.reading == crate[0].reading], [c for c in gpt2 if c.reading == gpt2[0].reading]
-
-
-def _loss_gap(study: Study) -> Finding | None:
-    pair = deepest_pair(study, [cell for cell in study.models if cell.val_loss is not None])
+def _loss(study: Study) -> Finding | None:
+    pair = deepest_pair(study, study.measured, "losses")
     if pair is None:
-        return None
-    crate, gpt2 = (float(np.mean([cell.val_loss for cell in cells])) for cells in pair)
-    depth, gap = pair[0][0].model.n_layer, crate - gpt2
-    ratio = pair[0][0].size.non_embedding / pair[1][0].size.non_embedding
-    lower = "GPT-2" if gap > 0 else "CRATE"
-    plain = (
-        f"At {_layers(depth)} {lower}'s validation loss is {abs(gap):.3f} nats lower "
-        f"({crate:.3f} for CRATE, {gpt2:.3f} for GPT-2); "
-        f"CRATE has {ratio:.2f} of GPT-2's non-embedding parameters there."
-    )
-    cells = tuple(cell.name for cells in pair for cell in cells)
-    return Finding(f"{gap:+.3f}", "nats a token, CRATE minus GPT-2", plain, cells, "gpt2" if gap > 0 else "crate")
-
-
-def _score_gaps(study: Study, tables: Tables) -> list[Finding]:
-    """For the first metric there is: means and variances over layers at the deepest shape that both have."""
-    rows = [row for row in tables.get("model_scores", []) if row["family"] == "code" and row["mean"] is not None]
-    metric = next((metric for metric in METRICS if any(row["metric"] == metric for row in rows)), None)
-    by_cell = {row["cell"]: row for row in rows if row["metric"] == metric}
-    pair = deepest_pair(study, [cell for cell in study.models if cell.name in by_cell])
-    if pair is None or metric is None:
-        return []
-    means = [float(np.mean([100 * by_cell[c.name]["mean"] for c in cells])) for cells in pair]
-    variances = [float(np.mean([1e4 * by_cell[c.name]["variance"] for c in cells])) for cells in pair]
-    depth, cells = pair[0][0].model.n_layer, tuple(cell.name for cells in pair for cell in cells)
-    apart = _apart([by_cell[cell.name] for cell in pair[0]], [by_cell[cell.name] for cell in pair[1]])
-    better = "crate" if means[0] > means[1] else "gpt2"
-    judge = " Judge: " + "; ".join(study.judges) + "."
-    said = (
-        f"the neurons of {ARCHITECTURES[better]} are the better explained ones"
-        if apart
-        else "neither model's neurons are clearly better explained"
-    )
-    found = [
-        Finding(
-            f"{means[0]:.1f} : {means[1]:.1f}",
-            f"{METRICS[metric]} score times 100, CRATE : GPT-2",
-            f"At {_layers(depth)} {said}: {means[0]:.1f} for CRATE, {means[1]:.1f} for GPT-2.{judge}",
-            cells,
-            better if apart else "muted",
-        )
-    ]
-    if depth > 1:
-        steadier = "CRATE" if variances[0] < variances[1] else "GPT-2"
+        return _no_pair(study, study.measured, "losses")
+    gap, depth = loss_gap(pair), _layers(pair.crate[0].model.n_layer)
+    ratio = pair.crate[0].size.non_embedding / pair.gpt2[0].size.non_embedding
+    both = f"{gap.crate:.3f} for CRATE, {gap.gpt2:.3f} for GPT-2"
+    equal = f" Both: {pair.equal}. CRATE has {ratio:.2f} of GPT-2's non-embedding parameters there."
+    number, label = f"{gap.crate:.3f} : {gap.gpt2:.3f}", "validation loss, nats a token, CRATE : GPT-2"
+    lower = {"crate": "gpt2", "gpt2": "crate"}.get(gap.higher or "", "muted")
+    if gap.higher and gap.difference:
         plain = (
-            f"{steadier}'s layers differ less from each other: variance over layers {variances[0]:.2f} for CRATE, "
-            f"{variances[1]:.2f} for GPT-2."
+            f"At {depth} {ARCHITECTURES[lower]}'s validation loss is {abs(gap.difference.value):.3f} nats lower: {both}"
         )
-        tone = steadier.lower().replace("-", "")
-        found.append(
-            Finding(
-                f"{variances[0]:.2g} : {variances[1]:.2g}", "variance over layers, CRATE : GPT-2", plain, cells, tone
-            )
-        )
+        plain += f"; {_interval(gap, 1, '.3f')}."
+        number, label = f"{gap.difference.value:+.3f}", "nats a token, CRATE minus GPT-2"
+    else:
+        plain = f"At {depth} which has the lower validation loss cannot be said: {both}; {_no_verdict(gap, 1, '.3f')}."
+    return Finding(number, label, plain + equal, _names(pair), lower)
+
+
+def _scores(study: Study, tables: Tables) -> list[Finding]:
+    """For the first metric there is: means and variances over layers at the deepest shape that both have."""
+    rows = [row for row in tables.get("layer_scores", []) if row["family"] == "code" and row["mean"] is not None]
+    metric = next((metric for metric in METRICS if any(row["metric"] == metric for row in rows)), None)
+    if metric is None:
+        return []
+    scored = {row["cell"] for row in rows if row["metric"] == metric}
+    cells = [cell for cell in study.cells if cell.is_last and cell.name in scored]
+    pair = deepest_pair(study, cells, "scores")
+    if pair is None:
+        none = _no_pair(study, cells, "scores")
+        return [none] if none else []
+    all_rows = [r for r in tables["layer_scores"] if r["family"] == "code" and r["metric"] == metric]
+    gaps = score_gaps(pair, all_rows)
+    found = []
+    if gaps.mean:
+        found.append(_mean_scores(pair, gaps, gaps.mean, METRICS[metric]))
+    if gaps.variance:
+        found.append(_variances(pair, gaps, gaps.variance))
     return found
 
 
-def _apart(crate: list[dict[str, Any]], gpt2: list[dict[str, Any]]) -> bool:
-    """Whether two mean scores differ by more than chance: their 95 % intervals over neurons, joined as normal ones."""
-    means = [np.mean([row["mean"] for row in rows]) for rows in (crate, gpt2)]
-    half = [np.mean([(row["high"] - row["low"]) / 2 for row in rows]) / len(rows) ** 0.5 for rows in (crate, gpt2)]
-    return bool(abs(means[0] - means[1]) > np.hypot(*half))
+def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str) -> Finding:
+    both = f"{100 * gap.crate:.1f} for CRATE, {100 * gap.gpt2:.1f} for GPT-2"
+    depth = _layers(gaps.n_layers)
+    if gap.higher:
+        of = "the scored neurons" if gap.over_seeds else "of these trained models the scored neurons"
+        plain = f"At {depth}, {of} of {ARCHITECTURES[gap.higher]} are the better explained ones: {both}"
+        plain += f"; {_interval(gap, 100, '.1f')}."
+    else:
+        plain = f"At {depth} whose neurons are better explained cannot be said: {both}; {_no_verdict(gap, 100, '.1f')}."
+    number, label = f"{100 * gap.crate:.1f} : {100 * gap.gpt2:.1f}", f"{metric} score times 100, CRATE : GPT-2"
+    judges = sorted({cell.artifacts["interpret"].summary["judge"] for cell in (*pair.crate, *pair.gpt2)})
+    plain += f"{_coverage(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
+    return Finding(number, label, plain, _names(pair), gap.higher or "muted")
+
+
+def _variances(pair: Pair, gaps: ScoreGaps, gap: Gap) -> Finding:
+    both = f"variance over layers {1e4 * gap.crate:.2f} for CRATE, {1e4 * gap.gpt2:.2f} for GPT-2"
+    steadier = {"crate": "gpt2", "gpt2": "crate"}.get(gap.higher or "", "muted")
+    if gap.higher:
+        of = "" if gap.over_seeds else "of these trained models "
+        said = (
+            f"{of}{ARCHITECTURES[steadier]}'s layers differ less from each other: {both}; {_interval(gap, 1e4, '.2f')}"
+        )
+        plain = said[0].upper() + said[1:]
+    else:
+        plain = f"Whose layers differ less from each other cannot be said: {both}; {_no_verdict(gap, 1e4, '.2f')}"
+    plain += (
+        ". What the sampling of neurons adds to a variance is taken off in the interval." if gap.difference else "."
+    )
+    number = f"{1e4 * gap.crate:.2g} : {1e4 * gap.gpt2:.2g}"
+    label = "variance over layers times 10,000, CRATE : GPT-2"
+    return Finding(number, label, plain + _equal_layers(pair, gaps), _names(pair), steadier)
+
+
+def _interval(gap: Gap, scale: float, form: str) -> str:
+    """The interval of the difference, and what it is over."""
+    low, high = gap.difference.interval if gap.difference else (0.0, 0.0)
+    over = f"over {gap.seeds[0]} and {gap.seeds[1]} seeds" if gap.over_seeds else "over their neurons"
+    said = f"the 95 % interval of CRATE minus GPT-2 {over} is {scale * low:{form}} to {scale * high:{form}}"
+    return said if gap.over_seeds else f"{said} ({_seeds(gap)}: nothing follows for other trainings)"
+
+
+def _no_verdict(gap: Gap, scale: float, form: str) -> str:
+    if gap.difference:
+        return f"{_interval(gap, scale, form)} and holds 0"
+    return gap.why if gap.over_seeds else f"{_seeds(gap)}, and {gap.why}"
+
+
+def _seeds(gap: Gap) -> str:
+    counts = [f"{count} seeds" if count > 1 else "one seed" for count in gap.seeds]
+    return f"{counts[0]} each" if counts[0] == counts[1] else f"{counts[0]} of CRATE and {counts[1]} of GPT-2"
+
+
+def _coverage(gaps: ScoreGaps) -> str:
+    shares = [scored / asked if asked else 0.0 for scored, asked in gaps.scored]
+    said = f" {100 * shares[0]:.0f} % of CRATE's neurons and {100 * shares[1]:.0f} % of GPT-2's have a score"
+    if abs(shares[0] - shares[1]) > UNLIKE_COVERAGE:
+        return said + ": the means are of unlike shares, and what the other neurons would score is not known."
+    return said + "."
+
+
+def _equal_layers(pair: Pair, gaps: ScoreGaps) -> str:
+    if len(gaps.layers) < gaps.n_layers:
+        return f" Both: {pair.equal}; of {gaps.n_layers} layers the {len(gaps.layers)} that are scored in all."
+    return f" Both: {pair.equal}."
+
+
+def _no_pair(study: Study, cells: list[Cell], of: Measured) -> Finding | None:
+    """What is told where both architectures were measured and nothing equal is there."""
+    if len({cell.architecture for cell in cells}) < len(ARCHITECTURES):
+        return None
+    why, names = why_no_pair(study, cells, of), tuple(cell.name for cell in cells)
+    return Finding("no pair", f"{of} of CRATE and GPT-2", f"{why[0].upper()}{why[1:]}.", names)
 
 
 def _against_unigram(study: Study) -> Finding | None:
-    losses = [cell for cell in study.models if cell.val_loss is not None and cell.unigram_entropy is not None]
-    if not losses:
+    found = context_users(study.models)
+    if found is None:
         return None
-    below = [cell for cell in losses if float(cell.val_loss or 0) < float(cell.unigram_entropy or 0)]
-    entropies = sorted({float(cell.unigram_entropy or 0) for cell in losses})
-    entropy = " to ".join(f"{value:.3f}" for value in dict.fromkeys((entropies[0], entropies[-1])))
-    tokens = [cell.train_tokens for cell in losses]
+    tokens = [cell.train_tokens for cell in found.cells]
     saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
-    plain = (
-        f"{len(below)} of {len(losses)} models end below the unigram entropy of the validation text, "
-        f"{entropy} nats: they use context. They saw {saw} tokens."
-    )
+    below, total = len(found.below), len(found.cells)
+    limit = f"the unigram entropy of the validation text, {found.entropies} nats{found.margin}"
+    if not below:
+        plain = f"None of {total} model{'s' if total > 1 else ''} ends below {limit}: nothing here shows the use of context."
+    elif below == total:
+        plain = f"{below} of {total} models end below {limit}: they use context."
+    else:
+        plain = f"{below} of {total} models end below {limit}: they use context; of the others that is not shown."
+    label, names = "models below the unigram entropy", tuple(cell.name for cell in found.cells)
     return Finding(
-        f"{len(below)} / {len(losses)}",
-        "models below the unigram entropy",
-        plain,
-        tuple(cell.name for cell in losses),
-        "accent",
+        f"{below} / {total}", label, f"{plain} They saw {saw} tokens.", names, "accent" if below else "muted"
     )
+
+
+def _names(pair: Pair) -> tuple[str, ...]:
+    return tuple(cell.name for cell in (*pair.crate, *pair.gpt2))
 
 
 def _layers(depth: int) -> str:

@@ -19,6 +19,7 @@ from pipeline.intervals import (
     of_values,
     over_domains,
     over_layers,
+    variance_over_layers,
 )
 
 NOMINAL, TOLERANCE = 0.95, 0.03
@@ -67,6 +68,19 @@ def test_a_mean_over_layers_of_unlike_spread(layers: int, neurons: int) -> None:
         return over_layers([of_values(sample) for sample in samples], [neurons] * layers)
 
     assert covered(interval_of, float(scales.mean()) * 2 / 7) == pytest.approx(NOMINAL, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("layers, neurons", [(3, 20), (3, 200), (12, 20), (12, 100)])
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.1])
+def test_a_difference_of_variances_over_layers_is_on_the_safe_side(layers: int, neurons: int, spread: float) -> None:
+    """Two models whose layers differ by `spread` and by 0.1; where they do not differ at all the interval is too wide."""
+    depth = np.linspace(-1, 1, layers)
+
+    def interval_of(rng: np.random.Generator) -> Estimate | None:
+        models = [[of_values(skewed(rng, neurons) + s * by) for by in depth] for s in (spread, 0.1)]
+        return difference(*(variance_over_layers(model, [neurons] * layers) for model in models))
+
+    assert 0.92 <= covered(interval_of, float((spread**2 - 0.1**2) * np.var(depth)), 1000) <= 0.999
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -146,6 +160,10 @@ def test_units_that_are_too_few_or_alike_have_no_interval() -> None:
     assert over_domains(np.full(9, 0.1) + 1e-16 * rng.random(9), np.arange(1.0, 10), rng) == (None, None)
     some = of_values(rng.random(FEWEST_NEURONS))
     assert over_layers([some], [FEWEST_NEURONS - 1]) is None and over_layers([], []) is None
+    assert (
+        variance_over_layers([some, some], [50, 50]) is None
+        and variance_over_layers([some, some, None], [50] * 3) is None
+    )
     assert over_layers([some, None], [FEWEST_NEURONS, 1]) is difference(some, None) is combined([], []) is None
 
 

@@ -51,7 +51,7 @@ def test_the_page_needs_nothing_else(built_report: Built, page: Page) -> None:
 
 def test_what_is_missing_stands_above_the_answer(built_report: Built, page: Page) -> None:
     text = page.text
-    assert text.index("3 steps are missing") < text.index("nats a token, CRATE minus GPT-2")
+    assert text.index("3 steps are missing") < text.index("validation loss, nats a token, CRATE : GPT-2")
     assert "failed: out of memory" in text
     assert built_report.summary["missing"] == 3
 
