@@ -23,6 +23,7 @@ from pipeline.artifacts.records import (
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config
 from pipeline.interpret.basis import Part
+from pipeline.report.cells import Cell
 from pipeline.report.stage import Outcome, ReportSettings
 from pipeline.stage import canonical
 from tests.synthetic_artifacts import (
@@ -84,11 +85,13 @@ class SyntheticSweep:
         seed: int = 0,
         missing: Mapping[str, str] | None = None,
         text: str = "tokens",
+        loss: float | None = None,
         **changed: Any,
     ) -> str:
         """A cell with all its artifacts, but for the `missing` ones. `changed` are dotted keys with `__` for the dot.
 
-        `text` names the step in `inputs` that made what it reads.
+        `text` names the step in `inputs` that made what it reads. `loss` is planted; without one it follows its law. As in a
+        real store, cells whose settings up to a stage are equal share that stage's artifact.
         """
         shape = {
             "architecture": architecture,
@@ -110,9 +113,10 @@ class SyntheticSweep:
         missing = dict(missing or {})
         self.outcomes.append(Outcome(cell, settings, missing, text))
         rng = np.random.default_rng(hash_of(cell) % 2**32)
-        for stage, write in self._writers(config, rng).items():
+        identity = Cell(cell, settings, {}, {}, text).made_of
+        for stage, write in self._writers(config, rng, loss).items():
             if stage not in missing:
-                self.inputs[f"{cell}/{stage}"] = self.publish(stage, cell, write)
+                self.inputs[f"{cell}/{stage}"] = self.publish(stage, f"{text} {identity(stage)}", write)
         return cell
 
     def share(self, cell: str, other: str, stages: tuple[str, ...]) -> None:
@@ -120,10 +124,13 @@ class SyntheticSweep:
         for stage in stages:
             self.inputs[f"{other}/{stage}"] = self.inputs[f"{cell}/{stage}"]
 
-    def _writers(self, config: Config, rng: np.random.Generator) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    def _writers(
+        self, config: Config, rng: np.random.Generator, planted: float | None
+    ) -> dict[str, Callable[[Path], dict[str, Any]]]:
         model, tokens = config.model, config.pretrain.total_tokens
         sites = sites_of(model, config.activations.layers)
-        loss = final_loss(model) + 0.002 * rng.standard_normal()
+        drawn = final_loss(model) + 0.002 * rng.standard_normal()
+        loss = drawn if planted is None else planted
         writers: dict[str, Callable[[Path], dict[str, Any]]] = {
             "pretrain": lambda folder: write_pretrain(folder, model, loss, tokens, rng),
             "evaluate": lambda folder: write_evaluate(folder, loss, model, self.hostile),

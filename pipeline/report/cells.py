@@ -16,7 +16,7 @@ from crate_model.config import ModelConfig
 from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
 from pipeline.artifacts.store import Artifact
 from pipeline.naming import flat
-from pipeline.report.text import is_of_autoencoder
+from pipeline.report.text import amount, is_of_autoencoder
 
 ARCHITECTURES = {"crate": "CRATE", "gpt2": "GPT-2"}
 OWN_KEYS = {  # what one architecture alone has
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def architecture(self) -> str:
-        return self.model.architecture
+        return str(self.settings["model"]["architecture"])
 
     @property
     def seed(self) -> int:
@@ -166,6 +166,11 @@ class Cell:
     def measure(self) -> tuple[str | None, int]:
         """How its loss was measured on its text: only losses that are equal in this, and of equal text, are compared."""
         return self.measured_by, self.val_tokens
+
+    @property
+    def measure_said(self) -> str:
+        tokens = f"{amount(self.val_tokens)} tokens of val" if self.val_tokens else "all of val"
+        return f"loss on {tokens}" + (", measured in training" if self.measured_by == "pretrain" else "")
 
     @property
     def unigram_entropy(self) -> float | None:

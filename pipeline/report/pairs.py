@@ -23,6 +23,7 @@ from pipeline.report.text import amount
 
 Measured = Literal["losses", "scores", "both"]
 SHOWN_DIFFERENCES = 3
+LOSS = "the measurement of the loss"  # beside the dotted keys of what must be equal
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ def conditions(cell: Cell, of: Measured = "both") -> dict[str, Any]:
     found[TOKENS_KEY] = [
         cell.train_tokens,
         found.get(TOKENS_KEY),
-    ]  # seen, of those that its learning rate was planned for
+    ]  # seen, and planned: the learning rate follows from them
     sections: tuple[str, ...] = ("tokens.",)
     if of != "losses":
         sections += READING
     if of != "scores":
-        found["the measurement of the loss"] = cell.measure
+        found[LOSS] = cell.measure
     return found | {key: value for key, value in cell.values.items() if key.startswith(sections)}
 
 
@@ -148,25 +149,26 @@ def _equal(study: Study, cell: Cell) -> str:
 
 
 def _differences_said(keys: list[str], crate: Cell, gpt2: Cell) -> str:
+    """The settings `keys` of both, the plainest first, for a sentence."""
+    if IMPORTED_KEY in keys:  # all else of an imported model's training is not known
+        keys = [IMPORTED_KEY]
+    keys = sorted(keys, key=lambda key: key not in (TOKENS_KEY, "model.n_layer"))[:SHOWN_DIFFERENCES]
+    return ", ".join(f"{ARCHITECTURES[cell.architecture]} {_said(cell, keys)}" for cell in (crate, gpt2))
+
+
+def _said(cell: Cell, keys: list[str]) -> str:
+    values, parts = conditions(cell), []
+    if IMPORTED_KEY in keys:
+        parts.append("was trained elsewhere" if cell.is_imported else "was trained here")
     if TOKENS_KEY in keys:
-        keys = [TOKENS_KEY, *(key for key in keys if key != TOKENS_KEY)]
-    sides = []
-    for cell in (crate, gpt2):
-        sides.append(
-            f"{ARCHITECTURES[cell.architecture]} {', '.join(_said(cell, key) for key in keys[:SHOWN_DIFFERENCES])}"
-        )
-    return ", ".join(sides)
-
-
-def _said(cell: Cell, key: str) -> str:
-    if key == TOKENS_KEY:
-        return f"was trained on {amount(cell.train_tokens)} tokens"
-    if key == IMPORTED_KEY:
-        return "was trained elsewhere" if cell.is_imported else "was trained here"
-    if key == "model.n_layer":
-        return f"has {cell.model.n_layer} layer{'s' if cell.model.n_layer > 1 else ''}"
-    value = conditions(cell).get(key)
-    return f"has {_short(key)} {'none' if value is None else value}"
+        seen, planned = values[TOKENS_KEY]
+        parts.append(f"was trained on {amount(seen)} tokens" + (f" of {amount(planned)}" if planned != seen else ""))
+    others = [
+        cell.measure_said if key == LOSS else f"{_short(key)} {values.get(key, 'none')}"
+        for key in keys
+        if key not in (IMPORTED_KEY, TOKENS_KEY)
+    ]
+    return " and ".join([*parts, f"has {', '.join(others)}"] if others else parts)
 
 
 def _short(key: str) -> str:

@@ -14,7 +14,6 @@ from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_K
 from pipeline.report.cells import TRAINING as TRAINING
 from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
-from pipeline.report.text import amount
 
 Rows = Sequence[dict[str, Any]]  # of a table
 OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
@@ -114,11 +113,12 @@ class Study:
 
     def once(self, stage: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a table without those that tell what `stage` made a second time, under another cell's name."""
+        rows = list(rows)
         first: dict[str, str] = {}
-        for cell in self.cells:
-            if stage in cell.artifacts:
-                first.setdefault(cell.made_of(stage), cell.name)
-        return [row for row in rows if row["cell"] in first.values()]
+        for name in sorted({row["cell"] for row in rows}, key=list(self.by_name).index):
+            first.setdefault(self.by_name[name].made_of(stage), name)
+        named = set(first.values())
+        return [row for row in rows if row["cell"] in named]
 
     def of_models(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a table that speak of a model at the end of its training."""
@@ -167,12 +167,7 @@ def _with_loss_notes(study: Study) -> Study:
     """Where the losses of the models are not measured alike, their series say so, and are series of their own."""
     if len({cell.measure for cell in study.measured}) < 2:
         return study
-    return replace(study, memo={}, cells=tuple(replace(cell, loss_note=_measure_said(cell)) for cell in study.cells))
-
-
-def _measure_said(cell: Cell) -> str:
-    tokens = f"{amount(cell.val_tokens)} tokens of val" if cell.val_tokens else "all of val"
-    return f"loss on {tokens}" + (", measured in training" if cell.measured_by == "pretrain" else "")
+    return replace(study, memo={}, cells=tuple(replace(cell, loss_note=cell.measure_said) for cell in study.cells))
 
 
 def _varying(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
