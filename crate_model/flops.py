@@ -18,6 +18,15 @@ class ParameterCount:
     total_without_positions: int
     non_embedding: int
 
+    @property
+    def as_told(self) -> dict[str, int]:
+        """The names under which plans, tables, manifests and trackers say these: `n_params` is without positions everywhere."""
+        return {
+            "n_params": self.total_without_positions,
+            "n_params_with_positions": self.total,
+            "n_params_non_embedding": self.non_embedding,
+        }
+
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """CRATE: L((2 + n)d^2 + 5d) + 2d + Vd without positions; GPT-2: L((4 + 2n)d^2 + 2d) + d + Vd, plus its biases if any."""

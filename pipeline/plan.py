@@ -74,7 +74,6 @@ def plan_rows(plan: Plan, store: Store, kept: dict[str, Artifact], assumed: Assu
 
 def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, workers: int) -> dict[str, Any]:
     config, model, names = cell.config, cell.config.model, [step.name for step in plan.of_cell(cell.name)]
-    size = count_parameters(model)
     made = [name for name in names if name not in kept]
     to_make = [name.partition("/")[2] for name in made]
     own = [name.partition("/")[2] for name in made if plan.made_by[name] == name]  # and not an equal cell's
@@ -85,8 +84,7 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
         "architecture": model.architecture,
         "n_layer": model.n_layer,
         "d_model": model.d_model,
-        "n_params": size.total_without_positions,
-        "n_params_non_embedding": size.non_embedding,
+        **count_parameters(model).as_told,
         "train_flops_per_token": train_flops_per_token(model),
         "six_n_flops_per_token": six_n_flops_per_token(model),
         "train_tokens": config.pretrain.total_tokens,

@@ -10,7 +10,7 @@ from typing import Any
 
 from crate_model.flops import count_parameters
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.dag import Plan, report_step, training_flops
+from pipeline.dag import Plan, report_step
 from pipeline.execute import Result
 from pipeline.report.cells import READING, TOKENS_KEY, Cell
 from pipeline.report.study import gather
@@ -49,6 +49,9 @@ class SweepTracking:
         tags = machine_tags()
         parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
         cells = {"": parent}
+        read = gather(
+            report_step(plan, {}, {}).settings, {}
+        ).by_name  # as the report reads them: weights kept along the way, too
         for cell in plan.cells:
             text = plan.texts[cell.name]
             digest = plan.steps[text].fingerprint
@@ -58,12 +61,8 @@ class SweepTracking:
                 "context": "training",
                 "source": f"{store.place}/tokens/{digest}",
             }
-            fingerprint, size = plan.steps[f"{cell.name}/pretrain"].fingerprint, count_parameters(cell.config.model)
-            facts = {
-                "n_params": size.total_without_positions,
-                "n_params_non_embedding": size.non_embedding,
-                "train_flops": training_flops(cell),
-            }
+            fingerprint = plan.steps[f"{cell.name}/pretrain"].fingerprint
+            facts = count_parameters(cell.config.model).as_told | {"train_flops": read[cell.name].train_flops}
             config = _shown(cell.config)
             cells[cell.name] = runs.start_child(parent, cell.name, fingerprint, config, facts, [dataset], tags)
         tracking = cls(runs, plan, store, parent, cells)
@@ -77,7 +76,7 @@ class SweepTracking:
             self.failed.add(result.step.partition("/")[0] if "/" in result.step else "")
         elif result.artifact and result.step.endswith("/pretrain"):
             cell = result.step.partition("/")[0]
-            self.runs.checkpoint(self.cells[cell], cell, result.artifact)
+            self.runs.checkpoint(self.cells[cell], cell, result.artifact, self._size(cell))
 
     def finish(self, report: Artifact | None, missing: dict[str, str]) -> None:
         """Log what belongs to the sweep as a whole: the scaling curve and the report's figures and tables."""
@@ -108,8 +107,7 @@ class SweepTracking:
             "cell": cell.name,
             "run_id": self.cells[cell.name].run_id,
             "architecture": cell.architecture,
-            "n_params": cell.artifacts["pretrain"].summary["n_params"],
-            "n_params_non_embedding": cell.artifacts["pretrain"].summary["n_params_non_embedding"],
+            **self._size(cell.name),
         }
         if losses:
             measured = cell.artifacts["evaluate"].summary
@@ -119,6 +117,10 @@ class SweepTracking:
         scores = {metric: values["mean"] for metric, values in found.items() if values["mean"] is not None}
         judged = {key: value for key, value in cell.reading.items() if key.startswith(READING)}
         return row | {"scores": scores, "variant": _label(cell.variant | tokens), "judged": _label(judged)}
+
+    def _size(self, cell: str) -> dict[str, int]:
+        """Counted from the settings: summaries of older trainings have the positions in `n_params`."""
+        return count_parameters(self.plan.steps[f"{cell}/pretrain"].settings.model).as_told
 
     def _close(self) -> None:
         for cell, spec in self.cells.items():

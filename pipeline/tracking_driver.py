@@ -79,9 +79,12 @@ class TrackedSweep:
             self._tracker(spec).unique_metrics(metrics, step=0)
         return spec
 
-    def checkpoint(self, spec: TrackerSpec, name: str, artifact: Artifact) -> None:
-        """Register a trained model by reference: its folder and fingerprint, no copy."""
+    def checkpoint(
+        self, spec: TrackerSpec, name: str, artifact: Artifact, size: Mapping[str, int] | None = None
+    ) -> None:
+        """Register a trained model by reference: its folder and fingerprint, no copy. `size`: its parameters by name."""
         facts = {key: value for key, value in artifact.summary.items() if not isinstance(value, dict | list)}
+        facts |= size or {}
         self._tracker(spec).checkpoint(name, artifact.folder.resolve(), artifact.fingerprint, facts)
 
     def log_scaling(self, parent: TrackerSpec, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -80,8 +80,7 @@ def write_pretrain(
     }
     checkpoint.write_curve(folder / checkpoint.CURVE, columns)
     size = count_parameters(model)
-    facts = {"n_params": size.total_without_positions, "n_params_non_embedding": size.non_embedding}
-    return facts | {"train_tokens": steps * 1024, "val_loss": loss, "train_loss": loss, "optimizer": "torch"}
+    return size.as_told | {"train_tokens": steps * 1024, "val_loss": loss, "train_loss": loss, "optimizer": "torch"}
 
 
 def write_evaluate(folder: Path, loss: float, model: ModelConfig, hostile: str = "") -> dict[str, Any]:

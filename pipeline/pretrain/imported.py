@@ -44,10 +44,8 @@ def take(settings: PretrainSettings, out_folder: Path) -> Summary:
     except ValueError as error:
         raise ConfigError(f"pretrain.checkpoint: {error}", fix="Import the checkpoint again.") from error
     write_curve(out_folder / CURVE, {name: [] for name in CURVE_SCHEMA.names})
-    counted = count_parameters(settings.model)
     return {
-        "n_params": counted.total,
-        "n_params_non_embedding": counted.non_embedding,
+        **count_parameters(settings.model).as_told,
         "train_tokens": settings.pretrain.total_tokens,
         "train_loss": None,
         "val_loss": None,

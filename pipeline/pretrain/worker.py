@@ -230,10 +230,8 @@ def _export(job: TrainingJob, run: Run, weights: resume.Tensors, optimizer: str)
     if job.kept_folder.is_dir():
         shutil.copytree(job.kept_folder, folder / "steps", dirs_exist_ok=True)
     job.context.keep(folder)
-    counted = count_parameters(job.settings.model)
     summary = {
-        "n_params": counted.total,
-        "n_params_non_embedding": counted.non_embedding,
+        **count_parameters(job.settings.model).as_told,
         "train_tokens": run.counters.tokens,
         "train_loss": run.curve["loss"][-1],
         "val_loss": run.curve["val_loss"][-1],

@@ -50,7 +50,11 @@ def make_group(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(inputs["pretrain"], settings.checkpoint_step)
     train = TokenSplit(inputs["tokens"], "train")
-    group = train_group(model, train, sites, sae, settings.seed, device, watcher(settings, context, leads))
+    watching = watcher(settings, context, leads)
+    try:
+        group = train_group(model, train, sites, sae, settings.seed, device, watching)
+    finally:
+        watching.close()
     finished = {trainer.site: trainer.finished() for trainer in group.trainers}
     for site, autoencoder in finished.items():
         write_sae(made_folder(context), site, autoencoder, {"pretrain": inputs["pretrain"].fingerprint})
@@ -106,6 +110,7 @@ def watcher(settings: Settings, context: Context, leads: bool) -> Watcher:
         on_figures,
         context.keep,
         context.stop_requested,
+        tracker.close,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.artifacts.saes import Site, tap_width
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
 from pipeline.errors import StageError
+from pipeline.sae.planned import n_steps
 from pipeline.sae.resampling import counting_starts, resample
 from pipeline.sae.state import restore_state, save_state
 from pipeline.sae.training import SAETrainer, seed_of
@@ -60,7 +61,7 @@ def train_group(
     ]
     curves = [restore_state(watcher.states, trainer) for trainer in trainers]
     loop = _Loop(stream, trainers, curves, settings, seed, watcher)
-    loop.run(max(1, settings.total_tokens // settings.batch_tokens))
+    loop.run(n_steps(settings))
     return TrainedGroup(trainers, [row for curve in curves for row in curve])
 
 

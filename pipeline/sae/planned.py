@@ -41,3 +41,8 @@ def _site(settings: SAEConfigSection, layer: int, expansion: int, sparsity: floa
         settings.variant,
         float(sparsity),
     )
+
+
+def n_steps(settings: SAEConfigSection) -> int:
+    """Of a training: whole batches, at least one."""
+    return max(1, settings.total_tokens // settings.batch_tokens)

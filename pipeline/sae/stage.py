@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.checkpoint import KeptStep
 from pipeline.artifacts.store import Artifact
@@ -43,13 +43,21 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
     densities = pa.concat_tables([result.densities for result in results])
     curves = pa.concat_tables([result.curves for result in results])
     write_tables(out_folder, measures, densities, curves)
-    tracker = context.tracker.open()
-    tracker.metrics(
-        {f"sae/{row['site']}/{name}": row[name] for row in measures for name in TOLD if row[name] is not None}, 0
-    )
-    tracker.close()
+    track(measures, settings.sae, context)
     told = {row["site"]: {name: row[name] for name in TOLD} for row in measures}
     return {"sites": [asdict(site) for site in sites], "measures": told}
+
+
+def track(measures: Sequence[Mapping[str, Any]], sae: SAEConfigSection, context: Context) -> None:
+    """Tell the tracker what the finished autoencoders measure, where their training's curves end. `l0` has a curve of the
+    training's own batches, so the measured one is `val_l0`."""
+    from pipeline.sae.planned import n_steps
+
+    tracker = context.tracker.open()
+    names = {name: "val_l0" if name == "l0" else name for name in TOLD}
+    told = {f"sae/{row['site']}/{names[name]}": row[name] for row in measures for name in TOLD if row[name] is not None}
+    tracker.metrics(told, n_steps(sae) * sae.batch_tokens)
+    tracker.close()
 
 
 TOLD = ("l0", "unexplained", "dead", "recovered_zero", "recovered_mean", "loss_clean", "loss_spliced", "kl")

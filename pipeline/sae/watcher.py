@@ -20,3 +20,4 @@ class Watcher:
     on_figures: Callable[[int, Figures], None] = lambda step, figures: None
     keep: Callable[[Path], None] = lambda path: None  # called with each state file written
     stop_requested: Callable[[], bool] = lambda: False
+    close: Callable[[], None] = lambda: None  # when the training ends, however it ends

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pretrain_ranks import Order, Ranks, carry_out
 from safetensors.torch import load_file
-from training_world import make_tokens
+from training_world import MODEL, make_tokens
 
 from pipeline.artifacts.store import Store
 from pipeline.pretrain.__main__ import process_group
@@ -172,6 +172,7 @@ def test_gpt2_trains_too(root: str) -> None:
     summary = carry_out(Order(root, "gpt2", model={"architecture": "gpt2"}))["summary"]
     curve = losses(root, "gpt2")
     assert curve[-5:].mean() < curve[:5].mean() - 0.05
+    assert summary["n_params_with_positions"] - summary["n_params"] == MODEL.n_ctx * MODEL.d_model
     assert summary["n_params"] > summary["n_params_non_embedding"]
 
 

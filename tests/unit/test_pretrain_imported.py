@@ -50,6 +50,9 @@ def test_its_weights_are_the_checkpoints_and_nothing_was_trained(world: World) -
         assert torch.equal(tensor, world.model.state_dict()[name]), name
     assert read_curve(made).num_rows == 0
     assert made.summary["train_tokens"] == 5 * 10**9
+    of_positions = world.model.embed.positions.weight.numel()
+    assert made.summary["n_params"] == sum(weight.numel() for weight in world.model.parameters()) - of_positions
+    assert made.summary["n_params_with_positions"] - made.summary["n_params"] == of_positions
 
 
 def test_autoencoders_are_trained_on_it(world: World, ray_cluster: dict[str, float]) -> None:

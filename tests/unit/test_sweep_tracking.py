@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
+from crate_model.config import ModelConfig
+from crate_model.flops import train_flops_per_token
+from crate_model.model import LanguageModel
 from pipeline import sweep_tracking
-from pipeline.artifacts.store import Store
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.config_load import load_config
 from pipeline.dag import plan
+from pipeline.execute import Result
+from pipeline.forecast.assumed import assume
+from pipeline.plan import plan_rows
 from pipeline.sweep_tracking import SweepTracking, _label, machine_tags
 from pipeline.this_machine import package_version
 from pipeline.tracking import TrackerSpec
@@ -63,17 +69,20 @@ def test_runs_are_tagged_with_machine_and_versions() -> None:
 
 
 class Opened(Told):
-    """Keeps which datasets each run was opened with."""
+    """Keeps which datasets each run was opened with, and what each is told of its model."""
 
     workers_spool = ""
 
     def __init__(self, uri: str, *_: Any) -> None:
         super().__init__()
-        self.uri, self.datasets = uri, {}
+        self.uri, self.datasets, self.models = uri, {}, {}
 
     def _open(self, name: str, key: str, parent: str, params: Any, tags: Any, datasets: Any) -> TrackerSpec:
         self.datasets[name] = list(datasets)
         return TrackerSpec()
+
+    def checkpoint(self, spec: TrackerSpec, name: str, artifact: Artifact, size: Any = None) -> None:
+        self.models[name] = artifact.summary | (size or {})
 
     def finish(self, spec: TrackerSpec, status: str) -> None:
         pass
@@ -93,3 +102,35 @@ def test_a_cell_s_dataset_is_the_text_that_it_reads(tmp_path: Path, monkeypatch:
         dataset, text = found[f"crate-1l-val_fraction{value}"], whole.steps[f"tokens-val_fraction{value}"]
         assert (dataset["name"], dataset["digest"]) == (text.name, text.fingerprint)
         assert dataset["source"].endswith(f"tokens/{text.fingerprint}")
+
+
+@pytest.mark.parametrize("architecture", ["crate", "gpt2"])
+def test_a_model_has_one_number_of_parameters_wherever_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """Of a training, too, whose summary is from before there was one convention."""
+    monkeypatch.setattr(sweep_tracking, "TrackedSweep", Opened)
+    config = tmp_path / "sweep.yaml"
+    shape = f"architecture: {architecture}, n_layer: 1, d_model: 16, n_head: 2, n_ctx: 64"
+    config.write_text(f"model: {{{shape}}}\npretrain: {{total_tokens: 5200, batch_tokens: 512}}\n", "utf-8")
+    whole, store, cell = plan(load_config(config)), Store(tmp_path / "store"), f"{architecture}-1l"
+    weights = LanguageModel(ModelConfig(architecture, 1, 2, 16, 64)).state_dict()
+    counted = sum(weight.numel() for weight in weights.values())
+    expected = counted - weights["embed.positions.weight"].numel()
+    assert plan_rows(whole, store, {}, assume("h200", 1))["cells"][0]["n_params"] == expected
+
+    def publish(stage: str, summary: dict[str, Any]) -> Artifact:
+        step = whole.steps[f"{cell}/{stage}"]
+        return store.publish(store.making_folder(step.fingerprint), step.recipe, summary, {})
+
+    old = {"n_params": counted, "n_params_non_embedding": expected - weights["embed.tokens.weight"].numel()}
+    trained = publish("pretrain", old)
+    publish("evaluate", {"val_loss": 4.0, "bits_per_byte": 1.0})
+    with SweepTracking.start("", whole, store) as tracking:
+        told: Any = tracking.runs
+        tracking.ended(Result(f"{cell}/pretrain", trained))
+        assert told.metrics["n_params", 0] == told.models[cell]["n_params"] == expected
+        tracking.finish(None, {f"{cell}/interpret": "not made"})
+    assert {step for name, step in told.metrics if name == f"val_loss_{architecture}"} == {expected}
+    trained_on = train_flops_per_token(whole.cells[0].config.model) * 10 * 512
+    assert told.metrics["train_flops", 0] == trained_on, "whole batches, as the report counts them"
