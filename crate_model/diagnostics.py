@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crate_model import taps
@@ -48,15 +48,19 @@ def fraction_nonzero(code: Float[Tensor, "... d_code"]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def diagnose(model: LanguageModel, ids: Int[Tensor, "batch t"]) -> list[LayerDiagnostics]:
-    """Both figures for every layer, from one forward pass over `ids`."""
+def diagnose(
+    model: LanguageModel, ids: Int[Tensor, "batch t"], real: Bool[Tensor, "batch t"] | None = None
+) -> list[LayerDiagnostics]:
+    """Both figures for every layer, from one forward pass over `ids`. Where `real` is False an id is padding at the end of a
+    row, which no real one looks at, and is not counted."""
     crate = model.config.architecture == "crate"
     layers = range(model.config.n_layer)
     wanted = [f"blocks.{layer}.code" for layer in layers]
     if crate:
         wanted += [f"blocks.{layer}.{name}" for layer in layers for name in ("attention_shared", "residual_mid")]
-    with taps.read(model, wanted) as values:
+    with taps.read(model, wanted) as found:
         model.hidden(ids)
+    values = {name: value.flatten(0, 1) if real is None else value[real] for name, value in found.items()}
     results = []
     blocks: Iterable[Any] = model.blocks
     for layer, block in enumerate(blocks):

@@ -45,9 +45,13 @@ LAYER_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ValBatch:
-    """Windows of val. `targets` is -1 where there is none; `domains` indexes `TokenSplit.domains`. All (batch, n_ctx)."""
+    """Windows of val. `targets` is -1 where there is none; `domains` indexes `TokenSplit.domains`. All (batch, n_ctx).
+
+    The last window of a split may be short: `real` says which of `ids` are text, the others are 0 and come after it.
+    """
 
     ids: NDArray[np.int64]
+    real: NDArray[np.bool_]
     targets: NDArray[np.int64]
     domains: NDArray[np.int64]
 
@@ -76,7 +80,8 @@ class ValWindows:
             row[: len(ids)] = ids
         positions = starts[:, None] + 1 + np.arange(self.n_ctx)
         documents = np.searchsorted(self._document_starts, positions, side="right") - 1
-        return ValBatch(np.maximum(tokens[:, :-1], 0), tokens[:, 1:], self._document_domains[documents])
+        ids, targets = tokens[:, :-1], tokens[:, 1:]
+        return ValBatch(np.maximum(ids, 0), ids >= 0, targets, self._document_domains[documents])
 
 
 class DomainTotals:

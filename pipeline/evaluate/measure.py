@@ -13,7 +13,7 @@ from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
-from pipeline.artifacts.vocabulary import N_TOKENS, gpt2_encoding
+from pipeline.artifacts.vocabulary import END_OF_TEXT, N_TOKENS, gpt2_encoding
 from pipeline.config import EvaluateConfig
 from pipeline.stage import Context
 
@@ -49,19 +49,26 @@ def diagnose_layers(model: LanguageModel, device: torch.device, tokens: Artifact
     """Sparsity and coding rate of every layer on a few windows spread over val."""
     windows = ValWindows(TokenSplit(tokens, "val"), model.config.n_ctx, DIAGNOSED_WINDOWS * model.config.n_ctx)
     batch = next(windows.batches(DIAGNOSED_WINDOWS))
-    return [asdict(layer) for layer in diagnose(model, torch.from_numpy(batch.ids).to(device))]
+    ids, real = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.real))
+    return [asdict(layer) for layer in diagnose(model, ids, real)]
 
 
 def next_words(model: LanguageModel, device: torch.device, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """For each prompt the `top_words` likeliest next tokens with their probabilities. *Source:* the paper's project page."""
+    """For each prompt the `top_words` likeliest next tokens with their probabilities. *Source:* the paper's project page.
+
+    An empty prompt is the start of a document, as training has it: what comes after an end-of-text token.
+    """
     encoding = gpt2_encoding()
     real = min(N_TOKENS, model.config.vocab_size)  # rows beyond the vocabulary pad the table and are no tokens
     answers = []
     for prompt in config.prompts:
-        ids = [i for i in encoding.encode_ordinary(prompt) if i < real][-model.config.n_ctx :]
+        ids = [i for i in encoding.encode_ordinary(prompt) or [END_OF_TEXT] if i < real][-model.config.n_ctx :]
+        if not ids:  # a vocabulary without any of these tokens: nothing can be asked
+            answers.append({"prompt": prompt, "words": []})
+            continue
         with torch.no_grad():
-            logits = model(torch.tensor([ids or [0]], device=device))[0, -1]
-        best = logits.float().softmax(-1)[:real].topk(min(config.top_words, real))
+            logits = model(torch.tensor([ids], device=device))[0, -1]
+        best = logits[:real].float().softmax(-1).topk(min(config.top_words, real))  # among tokens, as in steering
         words = [
             {"token": encoding.decode_single_token_bytes(index).decode("utf-8", "replace"), "probability": probability}
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -147,8 +147,9 @@ class Logbook:
         """Sparsity and coding rate of each layer on a few held-out windows, the same ones on every worker."""
         batch = next(self.val.batches(DIAGNOSED_WINDOWS))
         model = self.engine.whole_model()
+        ids, real = (torch.from_numpy(array).to(self.engine.device) for array in (batch.ids, batch.real))
         values = {}
-        for layer in diagnose(model, torch.from_numpy(batch.ids).to(self.engine.device)):
+        for layer in diagnose(model, ids, real):
             values[f"nonzero/layer_{layer.layer}"] = layer.fraction_nonzero
             if layer.coding_rate is not None:
                 values[f"coding_rate/layer_{layer.layer}"] = layer.coding_rate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,15 @@ import pytest
 import torch
 from training_world import MODEL, N_CTX, make_job, make_tokens
 
+from crate_model import taps
 from crate_model.model import LanguageModel
 from pipeline.artifacts.checkpoint import CURVE, KeptStep, kept_steps, load_model, tokens_seen, write_curve, write_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.artifacts.tokens import TokenSplit
-from pipeline.artifacts.vocabulary import gpt2_encoding, token_bytes
+from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_bytes
 from pipeline.config import EvaluateConfig
+from pipeline.evaluate.measure import diagnose_layers, next_words
 from pipeline.evaluate.stage import EvaluateSettings, run
 
 
@@ -82,17 +83,49 @@ def test_weights_kept_along_the_way_are_measured_in_their_own_right(
     assert run(settings, inputs, job.out_folder, job.context)["val_loss"] == pytest.approx(earlier, rel=1e-6)
 
 
-def test_next_words_are_the_likeliest_and_sum_to_less_than_one(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    job = make_job(tmp_path, inputs["tokens"])
-    run(EvaluateSettings(EvaluateConfig(prompts=("They saw", ""), top_words=7)), inputs, job.out_folder, job.context)
-    answers = json.loads((job.out_folder / "next_words.json").read_text())
-    assert [answer["prompt"] for answer in answers] == ["They saw", ""]
-    ids = [i for i in gpt2_encoding().encode_ordinary("They saw") if i < MODEL.vocab_size]
+def test_next_words_are_the_likeliest_and_sum_to_less_than_one() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(replace(MODEL, vocab_size=50304)).eval()
+    (answer,) = next_words(model, torch.device("cpu"), EvaluateConfig(prompts=("They saw",), top_words=7))
+    assert answer["prompt"] == "They saw"
     with torch.no_grad():
-        probabilities = load_model(inputs["pretrain"])(torch.tensor([ids or [0]]))[0, -1].softmax(-1)
-    shown = [word["probability"] for word in answers[0]["words"]]
+        logits = model(torch.tensor([gpt2_encoding().encode_ordinary("They saw")]))[0, -1]
+    probabilities = logits[:50257].softmax(-1)
+    shown = [word["probability"] for word in answer["words"]]
     np.testing.assert_allclose(shown, probabilities.sort(descending=True).values[:7].numpy(), rtol=1e-5)
     assert len(shown) == 7 and sum(shown) < 1
+
+
+def test_an_empty_prompt_is_the_start_of_a_document() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(replace(MODEL, vocab_size=50304)).eval()
+    (answer,) = next_words(model, torch.device("cpu"), EvaluateConfig(prompts=("",), top_words=3))
+    with torch.no_grad():
+        after = [model(torch.tensor([[start]]))[0, -1, :50257].softmax(-1).topk(3).values for start in (END_OF_TEXT, 0)]
+    shown = [word["probability"] for word in answer["words"]]
+    np.testing.assert_allclose(shown, after[0].numpy(), rtol=1e-5)
+    assert not np.allclose(shown, after[1].numpy(), rtol=1e-5)
+    small = LanguageModel(MODEL).eval()  # its vocabulary has no such token
+    (answer,) = next_words(small, torch.device("cpu"), EvaluateConfig(prompts=("",)))
+    assert answer == {"prompt": "", "words": []}
+
+
+@pytest.mark.parametrize("n_ctx", [32, 64])
+def test_layers_of_a_short_text_are_those_of_its_own_tokens(tmp_path: Path, n_ctx: int) -> None:
+    """In evaluation and in training alike: what fills up the last window is no text."""
+    tokens = make_tokens(Store(tmp_path / "store"), n_val=1)
+    split, model = TokenSplit(tokens, "val"), LanguageModel(replace(MODEL, n_ctx=n_ctx)).eval()
+    assert split.n_tokens == 40
+    names = [f"blocks.{layer}.code" for layer in range(MODEL.n_layer)]
+    codes: list[torch.Tensor] = []
+    for start in range(0, 40, n_ctx):
+        with taps.read(model, names) as values:
+            model.hidden(torch.from_numpy(split.read(start, min(n_ctx, 40 - start)).astype(np.int64))[None])
+        codes.append(torch.stack([values[name][0] for name in names]))
+    expected = (torch.cat(codes, dim=1) != 0).double().mean((1, 2)).tolist()
+    rows = diagnose_layers(model, torch.device("cpu"), tokens)
+    assert [row["fraction_nonzero"] for row in rows] == pytest.approx(expected, abs=1e-3)
+    assert sum(int(batch.real.sum()) for batch in ValWindows(split, n_ctx).batches(1)) == 40
 
 
 def test_a_part_of_val_is_spread_evenly_and_shared_without_loss(inputs: dict[str, Artifact]) -> None:

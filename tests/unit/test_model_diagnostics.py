@@ -50,3 +50,26 @@ def test_diagnose_gpt2_has_sparsity_alone() -> None:
     layers = diagnose(LanguageModel(ModelConfig("gpt2", 2, 4, 32, 16, 97)), torch.randint(97, (2, 16)))
     assert [layer.coding_rate for layer in layers] == [None, None]
     assert all(0.3 < layer.fraction_nonzero < 0.7 for layer in layers)
+
+
+@pytest.mark.parametrize("architecture", ["crate", "gpt2"])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_padding_after_a_text_is_not_counted(architecture: str, padding: int) -> None:
+    """A whole window and a short one, padded; whatever the padding is, the figures are those of the texts alone."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(architecture, 2, 4, 32, 16, 97))
+    whole, short = torch.randint(97, (1, 16)), torch.randint(97, (1, 5))
+    ids = torch.cat((whole, torch.cat((short, torch.full((1, 11), padding)), dim=1)))
+    real = torch.cat((torch.ones(1, 16), torch.cat((torch.ones(1, 5), torch.zeros(1, 11)), dim=1))).bool()
+    for layer in diagnose(model, ids, real):
+        names = [f"blocks.{layer.layer}.code"]
+        names += [f"blocks.{layer.layer}.attention_shared"] if architecture == "crate" else []
+        texts = []
+        for text in (whole, short):
+            with taps.read(model, names) as values:
+                model.hidden(text)
+            texts.append({name: value[0] for name, value in values.items()})
+        code, *shared = (torch.cat([text[name] for text in texts]) for name in names)
+        assert layer.fraction_nonzero == pytest.approx(fraction_nonzero(code).item(), abs=1e-3)
+        if shared:
+            assert layer.coding_rate_before == pytest.approx(coding_rate(shared[0], 4).item(), rel=1e-5)
