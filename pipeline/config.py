@@ -232,7 +232,7 @@ class SteerConfig(Section):
     features: Count = 2  # how many a sparse autoencoder are chosen where `edits` is empty
     top_words: Positive = 10
     doses: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each edit's value, for the dose-response curves
-    controls: Count = 3  # other neurons of the layer at the same values
+    controls: Count = 3  # other neurons of the layer, about as strong, at the same values
     sample_tokens: Count = 40
     temperature: float = Field(0.8, ge=0)
     top_k: Positive = 40

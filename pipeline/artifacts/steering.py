@@ -49,7 +49,8 @@ DOSE_SCHEMA = pa.schema(
         "role": pa.string(),  # steered, control
         "dose": pa.float64(),  # multiple of the edit's value
         "kl": pa.float64(),  # nats, KL(plain || edited) of the next token, mean over the prompt's positions
-        "logit_change": pa.float64(),  # of the tokens the edit promotes most, over the mean of all tokens, at the last position
+        # Of the tokens that this row's own unit promotes most on other prompts, over the mean of all tokens, at the last position
+        "logit_change": pa.float64(),
         "probability": pa.float64(),  # of those tokens together, at the last position
     }
 )

@@ -75,7 +75,7 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
     names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
     if not names:
         return None
-    panels_of = {"kl": "KL from the plain model, nats", "probability": "probability of the promoted tokens"}
+    panels_of = {"kl": "KL from the plain model, nats", "probability": "probability of each one's promoted tokens"}
 
     def draw(canvas: Canvas) -> Any:
         drawing, panels = canvas.grid(len(panels_of), 2, 2.8, titles=False)
@@ -99,8 +99,9 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "steering_doses",
         "Steering, dose by dose",
-        "Mean over the edited neurons and features of each model. Control: other ones of the same layer or autoencoder, "
-        "set to the same value.",
+        "Mean over the edited neurons and features of each model. Control: other ones of the same layer or autoencoder, those "
+        "with the nearest maximum, set to the same value. Promoted tokens: of each, controls too, those that it promotes most on "
+        "other prompts.",
         "Divergence of the next-word distribution under steering, by dose: "
         + "; ".join(
             f"{name} {role} dose {dose:g} {value:.3g}"

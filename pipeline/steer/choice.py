@@ -62,7 +62,12 @@ def _strongest(maxima: Mapping[int, float]) -> list[int]:
     return sorted(maxima, key=lambda unit: (-maxima[unit], unit))
 
 
-def control_units(live: Mapping[int, float], taken: set[int], site: str, count: int) -> list[int]:
-    """`count` live units of a site (fewer if there are not so many) that are not steered; the same ones every time."""
-    others = sorted(set(live) - taken)
-    return random.Random(f"controls of {site}").sample(others, min(count, len(others)))
+def control_units(live: Mapping[int, float], taken: set[int], site: str, steered: int, count: int) -> list[int]:
+    """`count` live units of a site (fewer if there are not so many) that are not `taken`, for the unit that is `steered`.
+
+    They are those whose own maximum is nearest to its: at its values a weaker unit would be driven far beyond all that it ever
+    does. The same ones every time; among equals others for another unit, so that edits do not stand on the same few.
+    """
+    others, maximum = sorted(set(live) - taken), live.get(steered, 0.0)
+    random.Random(f"controls of {site} {steered}").shuffle(others)
+    return sorted(others, key=lambda unit: abs(live[unit] - maximum))[:count]

@@ -75,6 +75,12 @@ def kl_divergence(before: Tensor, after: Tensor) -> Tensor:
     return (p.exp() * (p - after.double().log_softmax(-1))).sum(-1)
 
 
+def promoted_tokens(model: LanguageModel, ids: Tensor, plain: Tensor, edit: Edit, top: int) -> Tensor:
+    """The `top` tokens whose logits an edit raises most at the end of prompts ids (n, t), in their mean; plain (n, t, tokens)."""
+    rise = (logits_of(model, ids, edit)[:, -1] - plain[:, -1]).mean(dim=0)
+    return rise.topk(min(top, len(rise))).indices
+
+
 def dose_rows(
     model: LanguageModel,
     ids: Tensor,
@@ -83,16 +89,20 @@ def dose_rows(
     units: Sequence[tuple[str, Unit]],
     doses: Sequence[float],
     top: int,
+    others: Tensor,
 ) -> list[dict[str, Any]]:
     """Rows of DOSE_SCHEMA without the edit's own columns: every unit (role, unit) at every multiple of the edit's value.
 
-    All doses of a unit are one batch. The tokens watched are those that the edit at its own value promotes most. ids (1, t);
-    plain: logits (1, t, tokens).
+    All doses of a unit are one batch. The tokens watched are the unit's own, chosen on other prompts, `others` (n, t). Tokens
+    chosen on the prompt where they are measured would be promoted there by construction; and those that one unit promotes are
+    promoted more by it than by another whatever it is, so that a control, too, is measured by its own. ids (1, t); plain: logits
+    (1, t, tokens).
     """
-    watched = (logits_of(model, ids, edit)[0, -1] - plain[0, -1]).topk(min(top, plain.shape[-1])).indices
+    plain_others = logits_of(model, others)
     values = torch.tensor([[dose * float(edit.value)] for dose in doses])
     rows = []
     for role, unit in units:
+        watched = promoted_tokens(model, others, plain_others, Edit(unit, edit.how, edit.value), top)
         steered = logits_of(model, ids.expand(len(doses), -1), Edit(unit, edit.how, values, edit.positions))
         kl = kl_divergence(plain, steered).mean(dim=1)
         change = steered[:, -1] - plain[:, -1]

@@ -14,6 +14,32 @@ from pipeline.errors import ConfigError
 from pipeline.steer.edits import Edit, editing
 from pipeline.steer.effects import logits_of
 
+# On these it is decided which tokens a unit promotes, so that what it does to them can be measured on another. Everyday
+# beginnings of different kinds, of at least OTHER_TOKENS tokens each.
+OTHER_PROMPTS = (
+    "The weather in the north was so cold and",
+    "She opened the door of the old house and",
+    "In the year after the war, the people",
+    "The function returns a list of all the names",
+    "He said that the government would not have",
+    "The price of bread and of milk rose in",
+    "The results of this study show that the",
+    "On the other side of the river there",
+    "import os, sys and json; then call main",
+    "My brother and I went to the station by",
+    "Water is made of hydrogen and oxygen, and",
+    "Mr. President, I thank you for the honor of",
+)
+OTHER_TOKENS = 8
+
+
+def other_prompts(prompt: str, model: LanguageModel) -> Tensor:
+    """Ids (n, t) of OTHER_PROMPTS, cut to one length, without any that `prompt` begins with."""
+    t = min(OTHER_TOKENS, model.config.n_ctx)
+    own = gpt2_encoding().encode_ordinary(prompt)[:t]
+    cut = [gpt2_encoding().encode_ordinary(other)[:t] for other in OTHER_PROMPTS]
+    return torch.tensor([ids for ids in cut if ids[: len(own)] != own])
+
 
 def prompt_ids(prompt: str, model: LanguageModel) -> Tensor:
     """Ids (1, t) of a prompt. Raises ConfigError when it is empty, longer than the context, or not of the model's vocabulary."""

@@ -43,7 +43,7 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
 
 STAGE = Stage(
     "steer",
-    1,
+    2,
     "cell",
     ("pretrain", "activations", "interpret", "sae"),  # sae where the cell has one
     Settings,

@@ -14,7 +14,7 @@ from pipeline.progress import Progress
 from pipeline.steer.choice import Live, control_units
 from pipeline.steer.edits import Edit, Unit, resolve
 from pipeline.steer.effects import dose_rows, logits_of, lossless_row, splice_row, token_changes
-from pipeline.steer.samples import prompt_ids, sample_text
+from pipeline.steer.samples import other_prompts, prompt_ids, sample_text
 
 Saes = Mapping[str, tuple[str, SparseAutoencoder]]  # site name -> (tap's name in the model, autoencoder)
 
@@ -45,7 +45,7 @@ def study(
     """Make every wanted edit on the configured prompt. Raises ConfigError for an edit that the model has no place for."""
     ids = prompt_ids(steer.prompt, model)
     edits = [resolve(one, model, saes, ids.shape[1]) for one in wanted]
-    plain = logits_of(model, ids)
+    plain, others = logits_of(model, ids), other_prompts(steer.prompt, model)
     found = Study(samples={"prompt": steer.prompt, "plain": _sample(model, ids, steer, None), "steered": []})
     taken = {(edit.unit.site, edit.unit.index) for edit in edits}
     strings = token_strings()
@@ -55,7 +55,7 @@ def study(
             found.effects.append(name | asdict(change) | {"text": strings[change.token]})
         if edit.how != "ablate":
             units = [("steered", edit.unit), *_controls(edit.unit, live, taken, steer.controls)]
-            rows = dose_rows(model, ids, plain, edit, units, steer.doses, steer.top_words)
+            rows = dose_rows(model, ids, plain, edit, units, steer.doses, steer.top_words, others)
             found.doses += [name | row for row in rows]
         found.lossless.append(lossless_row(model, ids, plain, edit.unit))
         found.samples["steered"].append(name | {"text": _sample(model, ids, steer, edit)})
@@ -77,7 +77,7 @@ def _named(number: int, edit: Edit) -> dict[str, Any]:
 
 def _controls(unit: Unit, live: Live, taken: set[tuple[str, int]], count: int) -> list[tuple[str, Unit]]:
     steered = {index for site, index in taken if site == unit.site}
-    chosen = control_units(live.get(unit.site, {}), steered, unit.site, count)
+    chosen = control_units(live.get(unit.site, {}), steered, unit.site, unit.index, count)
     return [("control", replace(unit, index=index)) for index in chosen]
 
 

@@ -113,14 +113,19 @@ def test_a_feature_edit_moves_the_activations_along_its_decoder_row(model: Langu
 
 
 def test_doses_in_one_batch_are_the_doses_one_by_one(model: LanguageModel) -> None:
-    plain, edit = logits_of(model, IDS), Edit(unit(), "clamp", 4.0)
-    rows = dose_rows(model, IDS, plain, edit, [("steered", edit.unit), ("control", unit(0, 9))], (0.5, 1.0, 3.0), 5)
-    watched = (logits_of(model, IDS, edit)[0, -1] - plain[0, -1]).topk(5).indices
+    """Each unit is measured by the tokens that it promotes most on other prompts, wherever it is edited on this one."""
+    plain, edit = logits_of(model, IDS), Edit(unit(), "clamp", 4.0, positions=(0, 5))
+    others = torch.tensor([[1, 2, 3, 4], [9, 8, 7, 6], [50, 60, 70, 80]])
+    units = [("steered", edit.unit), ("control", unit(0, 9))]
+    rows = dose_rows(model, IDS, plain, edit, units, (0.5, 1.0, 3.0), 5, others)
     assert [(row["role"], row["dose"]) for row in rows] == [
         (r, d) for r in ("steered", "control") for d in (0.5, 1.0, 3.0)
     ]
     for row in rows:
-        alone = logits_of(model, IDS, Edit(unit(0, row["neuron"]), "clamp", row["dose"] * 4.0))
+        own = unit(0, row["neuron"])
+        rises = [logits_of(model, one[None], Edit(own, "clamp", 4.0)) - logits_of(model, one[None]) for one in others]
+        watched = torch.stack([rise[0, -1] for rise in rises]).mean(dim=0).topk(5).indices
+        alone = logits_of(model, IDS, Edit(own, "clamp", row["dose"] * 4.0, positions=(0, 5)))
         assert row["kl"] == pytest.approx(kl_divergence(plain, alone).mean().item(), rel=1e-3, abs=1e-6)
         change = (alone - plain)[0, -1]
         assert row["logit_change"] == pytest.approx((change[watched].mean() - change.mean()).item(), rel=1e-3, abs=1e-4)

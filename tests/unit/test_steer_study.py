@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sae_world import World, site
+from sae_world import World, make_model, site
 
 from crate_model.config import SAEConfig
 from crate_model.sae import SparseAutoencoder
 from pipeline.artifacts import steering
 from pipeline.artifacts.saes import CURVE_SCHEMA, write_sae, write_tables
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import SteerConfig, SteerEdit
 from pipeline.errors import ConfigError
+from pipeline.progress import Progress
+from pipeline.steer.choice import control_units
+from pipeline.steer.samples import OTHER_PROMPTS, other_prompts, prompt_ids
 from pipeline.steer.stage import STAGE, Settings
+from pipeline.steer.study import study
 
 STEER = SteerConfig(neurons=2, sample_tokens=6, top_words=5, controls=2, doses=(0.5, 1.0, 4.0))
 
@@ -167,3 +172,40 @@ def test_a_wrong_prompt_is_one_clear_error(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         run(STEER.model_copy(update={"prompt": prompt}), world, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["crate", "gpt2"])
+def test_neurons_that_are_like_any_others_do_no_more_than_their_controls(architecture: str, tmp_path: Path) -> None:
+    """Random weights, and neurons drawn at random: what is steered is nothing special, and so it must come out."""
+    model = make_model(architecture, vocab_size=50304)
+    live = {f"code-l{layer}": dict.fromkeys(range(64), 4.0) for layer in range(2)}
+    neurons = torch.randperm(64, generator=torch.Generator().manual_seed(1))[:24].tolist()
+    wanted = [SteerEdit(layer=number % 2, neuron=neuron, value=4.0) for number, neuron in enumerate(neurons)]
+    steer = SteerConfig(sample_tokens=0, top_words=5, controls=4, doses=(1.0,))
+    progress = Progress(Store(tmp_path), "run", "steer", len(wanted), "edits")
+    rows = study(model, live, {}, wanted, steer, progress).doses
+    for column in ("logit_change", "probability", "kl"):
+        found: dict[str, list[list[float]]] = {role: [[] for _ in wanted] for role in ("steered", "control")}
+        for row in rows:
+            found[row["role"]][row["edit"]].append(row[column])
+        more = np.array(found["steered"])[:, 0] - np.array(found["control"]).mean(axis=1)
+        assert abs(more.mean()) < 2.5 * more.std(ddof=1) / len(more) ** 0.5, (column, more)
+
+
+def test_controls_are_the_live_units_that_are_as_strong() -> None:
+    live = {0: 9.0, 1: 1.0, 2: 1.1, 3: 5.0, 4: 5.2, 5: 4.7, 6: 0.1}
+    assert set(control_units(live, {3}, "code-l0", 3, 2)) == {4, 5}
+    assert control_units(live, set(live), "code-l0", 3, 2) == []
+    alike = dict.fromkeys(range(50), 2.0)
+    chosen = [control_units(alike, {0, 1}, "code-l0", unit, 3) for unit in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_the_prompt_is_none_of_those_on_which_tokens_are_chosen(world: World) -> None:
+    held_out = other_prompts("1 2 3 4 5", world.model)
+    assert held_out.shape == (len(OTHER_PROMPTS), 8)
+    for prompt in ("She opened", OTHER_PROMPTS[3], OTHER_PROMPTS[5] + " the north"):
+        ids = prompt_ids(prompt, world.model)[0, :8]
+        left = other_prompts(prompt, world.model)
+        assert len(left) == len(OTHER_PROMPTS) - 1
+        assert not (left[:, : len(ids)] == ids).all(dim=1).any()
