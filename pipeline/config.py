@@ -183,6 +183,7 @@ class InterpretConfig(Section):
     )  # stop drawing neurons once every metric's 95 % interval is within +- this; 0: never
     control_neurons: Count = 16  # a layer, on which the controls that cost simulations are run (token table: all)
     bootstrap: Positive = 1000
+    max_refused: Fraction = 0.01  # more neurons that the judge refuses, also when asked again, fail the step
     budget: float = Field(0.0, ge=0)  # for one model's judging, in the unit of the prices; 0: none
     price_in: float = Field(0.0, ge=0)  # of a million prompt tokens
     price_out: float = Field(0.0, ge=0)  # of a million written tokens

@@ -68,6 +68,12 @@ class Progress:
         if done >= self.state.total or self.state.updated - self._written >= self.pause_seconds:
             self._write()
 
+    def tell(self, sentence: str) -> None:
+        """Something that a person is to read once."""
+        self.state.told.append(sentence)
+        self.state.updated = time.time()
+        self._write()
+
     def _write(self) -> None:
         self._written = time.time()
         self.store.write_note(self.run_name, self.note, json.dumps(asdict(self.state)).encode())

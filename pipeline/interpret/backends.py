@@ -26,19 +26,19 @@ def total(usages: Sequence[Usage]) -> Usage:
 
 @dataclass(frozen=True)
 class Text:
-    """An explainer's reply; None: it gave none (refused, filtered, or failed again and again: `why`)."""
+    """An explainer's reply; None: it gave none (refused, filtered, empty, or failed again and again: `why`)."""
 
     text: str | None
     usage: Usage = Usage()
     why: str = ""
-    keep: bool = True  # False: a passing failure, not to be remembered
+    keep: bool = True  # False: it was refused; not to be remembered, but asked again
 
 
 @dataclass(frozen=True)
 class Simulation:
     """Predictions of one request, an array (tokens,) an excerpt: expected activations 0..10, NaN where the judge gave none.
 
-    None: the reply could not be read (`unparsed`) or there was none (`why`).
+    None: the reply could not be read (`unparsed`), or it was refused (not to be kept): `why`.
     """
 
     predictions: list[np.ndarray] | None

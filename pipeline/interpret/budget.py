@@ -21,6 +21,19 @@ class Budget:
         self.limit, self._prices = config.budget, (config.price_in, config.price_out)
         self.calls = self.calls_made = self.tokens_in = self.tokens_out = 0
         self.seconds = self.spent = self.reserved = 0.0
+        self.in_vain = 0.0  # spent on replies that cannot be used and are not remembered
+        self.before = 0.0  # spent, whatever for, by the end of the last round
+
+    def begin_again(self) -> None:
+        """Another round over the same neurons: replies that are remembered will be counted once more, and are not paid again."""
+        self.before = self.most_spent
+        self.calls = self.tokens_in = self.tokens_out = 0
+        self.seconds, self.spent = 0.0, self.in_vain
+
+    @property
+    def most_spent(self) -> float:
+        """What may have been paid by now: of the round before, some may not have been counted again yet."""
+        return max(self.spent, self.before)
 
     def account(self, paid: bool) -> Account:
         """For one judge."""
@@ -49,16 +62,19 @@ class Account:
         No tokenizer makes more tokens of a text than it has bytes.
         """
         price, budget = self.price(prompt_bytes, most_tokens_out), self.budget
-        if budget.limit and price and budget.spent + budget.reserved + price > budget.limit:
+        if budget.limit and price and budget.most_spent + budget.reserved + price > budget.limit:
             return None
         budget.reserved += price
         return price
 
-    def settle(self, reserved: float, usage: Usage, calls: int = 1) -> None:
-        """A request of so many calls has been answered."""
+    def settle(self, reserved: float, usage: Usage, calls: int = 1, used: bool = True) -> None:
+        """A request of so many calls has been answered; its reply may be of no use."""
         self.budget.reserved -= reserved
         self.budget.calls_made += calls
         self.count(usage, calls)
+        price = self.price(usage.tokens_in, usage.tokens_out)
+        self.budget.before += price if self.budget.before else 0.0
+        self.budget.in_vain += 0.0 if used else price
 
     def count(self, usage: Usage, calls: int = 1) -> None:
         """Replies are used: new, or remembered."""

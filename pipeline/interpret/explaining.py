@@ -14,6 +14,7 @@ from pipeline.interpret.budget import Account
 from pipeline.interpret.cache import JudgeCache, Row, WholeRow, key_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import Message, PromptSet, ShownExcerpt
+from pipeline.interpret.refusals import Refusals
 from pipeline.interpret.scoring import Status, quantise
 
 Answer = tuple[str | None, Status | None]  # an explanation, or why there is none
@@ -36,6 +37,7 @@ class Explanations:
         self.explainer, self.prompts, self.cache, self.account = explainer, prompts, cache, account
         self.token_strings, self.most_tokens = token_strings, most_tokens
         self.raw = raw  # protocol `paper`: replies as they are
+        self.refusals = Refusals()
 
     @cached_property
     def _begun(self) -> Any:
@@ -48,6 +50,7 @@ class Explanations:
         answers: list[Answer] = [(None, Status.SILENT)] * len(fires)
         keys = whole.keys(self._begun, [""] * len(rows), rows, block.tokens, block.activations, block.mask)
         known = self.cache.find_whole(keys)
+        self.refusals.answered += len(known)
         for row, key in zip(rows, keys, strict=True):
             if key in known:
                 reply, usage, calls = known[key]
@@ -79,6 +82,7 @@ class Explanations:
         """Answers, each with the call that is remembered of it."""
         keys = [key_of("explain", self.explainer.identity, *_flat(prompt)) for prompt in prompts]
         known = self.cache.find(keys)
+        self.refusals.answered += len(known)
         answers: list[tuple[Answer, Row | None]] = [((None, Status.OVER_BUDGET), None)] * len(prompts)
         for index, key in enumerate(keys):
             if key in known:
@@ -98,14 +102,17 @@ class Explanations:
 
         for number, reply in self.explainer.explain(to_send()):
             index, price = sent[number]
-            self.account.settle(price, reply.usage)
+            self.account.settle(price, reply.usage, used=reply.keep)
             answers[index] = self._answer(keys[index], reply)
         return answers
 
     def _answer(self, key: bytes, reply: Text) -> tuple[Answer, Row | None]:
-        call = ((reply.text or "").encode("utf-8", "replace"), reply.usage) if reply.keep else None
-        if call:
-            self.cache.keep({key: call})
+        if not reply.keep:
+            self.refusals.add(reply.why)
+            return (None, Status.REFUSED), None
+        self.refusals.answered += 1
+        call = (reply.text or "").encode("utf-8", "replace"), reply.usage
+        self.cache.keep({key: call})
         return replies.explanation(reply.text or "", self.raw), call
 
 

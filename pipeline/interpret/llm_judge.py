@@ -10,6 +10,7 @@ from pipeline.interpret import token_table
 from pipeline.interpret.excerpts import Block, Chosen
 from pipeline.interpret.explaining import Answer, Explanations
 from pipeline.interpret.layer import Judged, other_neurons
+from pipeline.interpret.refusals import Refusals
 from pipeline.interpret.scoring import Status
 from pipeline.interpret.simulating import Simulations
 
@@ -30,6 +31,11 @@ class LlmJudge:
         explainer = self.explanations.explainer.model if self.explanations else "token table"
         prompts = self.simulations.prompts.name
         return f"{explainer} explains, {self.simulations.simulator.model} simulates ({prompts} prompts)"
+
+    @property
+    def refusals(self) -> list[Refusals]:
+        """Of the explainer, where there is one, and of the simulator."""
+        return [asked.refusals for asked in (self.explanations, self.simulations) if asked]
 
     @property
     def metric_suffix(self) -> str:

@@ -14,7 +14,7 @@ LONGEST_EXPLANATION = 600  # characters
 def explanation(reply: str, raw: bool = False) -> tuple[str | None, Status | None]:
     """The explanation in an explainer's reply: its first line that has words, as one clean line; all of it when `raw`."""
     if not reply.strip():
-        return None, Status.REFUSED
+        return None, Status.UNPARSED
     if raw:
         return reply.strip(), None
     line = next((clean for raw in reply.splitlines() if has_words(clean := one_line(raw))), None)

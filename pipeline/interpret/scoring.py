@@ -16,7 +16,7 @@ class Status(StrEnum):
     SILENT = "silent"  # its true activations do not vary over the excerpts: nothing to correlate, or nothing to explain
     CONSTANT_PREDICTION = "constant prediction"  # the judge predicted one value everywhere
     UNPARSED = "unparsed"  # the judge's reply could not be read
-    REFUSED = "refused"  # the judge gave no reply, or an empty one
+    REFUSED = "refused"  # the judge gave no reply, or one without text, also when asked again
     OVER_BUDGET = "over budget"
 
 

@@ -16,6 +16,7 @@ from pipeline.interpret.budget import Account
 from pipeline.interpret.cache import JudgeCache, Row, WholeRow, hasher_of
 from pipeline.interpret.excerpts import Block
 from pipeline.interpret.prompts.prompt_set import CLOSING, PromptSet
+from pipeline.interpret.refusals import Refusals
 from pipeline.interpret.scoring import Status
 
 UNPARSED, REFUSED = b"", b"refused"  # instead of predictions
@@ -43,6 +44,7 @@ class Simulations:
     ) -> None:
         self.simulator, self.prompts, self.cache, self.account = simulator, prompts, cache, account
         self.token_strings = token_strings
+        self.refusals = Refusals()
 
     @cached_property
     def _begun(self) -> Any:
@@ -65,6 +67,7 @@ class Simulations:
         predicted = np.zeros(block.mask.shape, np.float32)
         keys = whole.keys(self._begun, list(explanations.values()), list(explanations), block.tokens, block.mask)
         known = self.cache.find_whole(keys)
+        self.refusals.answered += len(known)
         new: dict[int, str] = {}
         for (row, text), key in zip(explanations.items(), keys, strict=True):
             if key in known:
@@ -89,7 +92,7 @@ class Simulations:
         sent: list[_Asked] = []
         for number, reply in self.simulator.simulate(self._requests(wanted, explanations, tokens, calls, failed, sent)):
             asked = sent[number]
-            self.account.settle(asked.price, reply.usage, len(asked.keys))
+            self.account.settle(asked.price, reply.usage, len(asked.keys), used=reply.keep)
             calls |= self._take(reply, asked)
         _fill(predicted, block, wanted, {key: value for key, (value, _) in calls.items()}, failed)
         shared = Counter(key for places in wanted.values() for key in places)
@@ -117,7 +120,11 @@ class Simulations:
         return b"".join([self._lines[token] for token in tokens]) + CLOSING.encode()
 
     def _known(self, wanted: Mapping[int, Mapping[bytes, list[int]]]) -> dict[bytes, tuple[bytes, Usage]]:
-        known = self.cache.find(key for places in wanted.values() for key in places)
+        found = self.cache.find(key for places in wanted.values() for key in places)
+        known = {
+            key: call for key, call in found.items() if call[0] != REFUSED
+        }  # an earlier version remembered refusals
+        self.refusals.answered += len(known)
         for _, usage in known.values():
             self.account.count(usage)
         return known
@@ -151,7 +158,10 @@ class Simulations:
         costs = [reply.usage] + [Usage()] * (len(values) - 1)
         calls = {key: (value, cost) for (key, value), cost in zip(values.items(), costs, strict=True)}
         if reply.keep:
+            self.refusals.answered += 1
             self.cache.keep(calls)
+        else:
+            self.refusals.add(reply.why)
         return calls
 
 

@@ -106,7 +106,14 @@ def test_a_server_that_refuses_every_prompt_ends_the_step():
     with Judge(lambda path, body: Other(400, "too long")) as judge:
         with pytest.raises(ClientError, match="refuses: status 400 too long"):
             list(explainer(judge, concurrency=2).explain([ASK] * 50))
-    assert len(judge.calls) < http.FAILURES_IN_A_ROW + 3
+    assert len(judge.calls) < http.FAILURES_IN_A_ROW + 5  # and the short question of each of those under way
+
+
+def test_a_server_that_refuses_these_prompts_and_answers_others_does_not_end_the_step():
+    """As when only those are left to be asked that a filter refuses."""
+    with Judge(lambda path, body: chat("yes") if "Say yes" in str(body) else Other(400, "filtered")) as judge:
+        replies = [reply for _, reply in explainer(judge, concurrency=2).explain([ASK] * 50)]
+    assert len(replies) == 50 and not any(reply.keep for reply in replies)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 301])
@@ -122,10 +129,11 @@ def test_a_server_that_refuses_us_ends_the_step_without_telling_the_key(status, 
 
 
 def test_declined_replies():
-    for answer in (chat(None), chat("no", finish_reason="content_filter")):
+    """They are paid, and asked again: a filter's or an overloaded server's word is not the last one."""
+    for answer in (chat(None), chat(" \n"), chat("no", finish_reason="content_filter")):
         with Judge(lambda path, body, answer=answer: answer) as judge:
             reply = explainer(judge).one(ASK)
-        assert reply.text is None and reply.keep
+        assert reply.text is None and not reply.keep and reply.usage.tokens_in == 100
 
 
 def test_concurrency_is_bounded_and_prompts_are_drawn_as_there_is_room():

@@ -143,6 +143,6 @@ def test_generated_numbers_are_read_strictly(strings, reply, expected):
         simulation = simulator.one(SimulationRequest("boats", EXCERPTS[:1]))
     assert simulator.metric_suffix == "_generated" and "generated" in simulator.model
     if expected is None:
-        assert simulation.predictions is None and simulation.unparsed
+        assert simulation.predictions is None and simulation.unparsed == simulation.keep == bool(reply)
     else:
         assert simulation.predictions[0].tolist() == expected

@@ -19,7 +19,10 @@ ABOUT_ONE_PROMPT = {400, 413, 422}  # too long, or filtered: this neuron's fault
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-FAILURES_IN_A_ROW = 8  # prompts that failed for good with no reply between: the server is gone, or wrong
+FAILURES_IN_A_ROW = (
+    8  # prompts that failed for good with no reply between: then a short question tells whose fault it is
+)
+SHORT_QUESTION = "Say yes."
 SHOWN_CHARACTERS = 200
 
 Item = TypeVar("Item")
@@ -74,7 +77,7 @@ class Server:
                 return problem
             if attempt < ATTEMPTS - 1:
                 time.sleep(max(after, pause_seconds(attempt)))
-        if body is not None and not self._too_many_failures():
+        if body is not None and not self._is_gone(path, body):
             raise PromptRefused(problem)
         raise ClientError(
             f"the judge at {self.spec.url} does not answer: {problem}",
@@ -82,11 +85,25 @@ class Server:
             retryable=True,
         )
 
-    def _too_many_failures(self) -> bool:
-        """Counts one more prompt that failed; whether it is the server that does, as no reply came between so many."""
+    def _is_gone(self, path: str, body: dict[str, Any]) -> bool:
+        """Counts one more prompt that failed. Whether the server does: no reply came between so many, and none comes now."""
         with self._lock:
             self._failures += 1
-            return self._failures >= FAILURES_IN_A_ROW
+            if self._failures < FAILURES_IN_A_ROW:
+                return False
+        asked = (
+            {"messages": [{"role": "user", "content": SHORT_QUESTION}]}
+            if "messages" in body
+            else {"prompt": SHORT_QUESTION}
+        )
+        try:
+            answers = self._client.post(path, json=body | asked | {"max_tokens": 1}).status_code == 200
+        except (httpx2.TransportError, httpx2.DecodingError):
+            answers = False
+        if answers:
+            with self._lock:
+                self._failures = 0
+        return not answers
 
     def _attempt(self, path: str, body: dict[str, Any] | None) -> tuple[Any, float]:
         """An answer; or, as text, what went wrong and may pass, with the seconds that the server asks to wait."""
@@ -102,7 +119,7 @@ class Server:
         if response.status_code in RETRIED:
             return f"status {response.status_code}", _retry_after(response)
         what = f"status {response.status_code} {self._clean(response.text)}"
-        if response.status_code in ABOUT_ONE_PROMPT and body is not None and not self._too_many_failures():
+        if response.status_code in ABOUT_ONE_PROMPT and body is not None and not self._is_gone(path, body):
             raise PromptRefused(what)
         raise ClientError(
             f"the judge at {self.spec.url} refuses: {what}",

@@ -10,6 +10,8 @@ from pipeline.interpret.backends import Text, Usage
 from pipeline.interpret.clients.http import PromptRefused, Server
 from pipeline.interpret.prompts.prompt_set import Message
 
+NO_TEXT = "a reply without text"
+
 
 class HttpExplainer:
     def __init__(
@@ -40,17 +42,18 @@ class HttpExplainer:
         except PromptRefused as refusal:
             return Text(None, why=refusal.why, keep=False)
         seconds, text = time.perf_counter() - started, "".join(turn["content"] for turn in turns)
-        return Text(written(answer), usage(answer, seconds, text, self.most_tokens))
+        reply, cost = written(answer), usage(answer, seconds, text, self.most_tokens)
+        return Text(reply, cost) if reply else Text(None, cost, why=NO_TEXT, keep=False)
 
 
 def written(answer: dict[str, Any]) -> str | None:
-    """The text of a chat answer; None when the model declined, or the answer has no text where it should be."""
+    """The text of a chat answer; None when the model declined, or the answer has no text where it should be, or only blanks."""
     choice = answer["choices"][0]
     message = choice.get("message")
     if not isinstance(message, dict) or message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return None
     content = message.get("content")
-    return content if isinstance(content, str) else None
+    return content if isinstance(content, str) and content.strip() else None
 
 
 def usage(answer: dict[str, Any], seconds: float, prompt: str, most_tokens_out: int) -> Usage:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.interpret import replies
 from pipeline.interpret.backends import Simulation, SimulationRequest
 from pipeline.interpret.clients.http import PromptRefused, Server
-from pipeline.interpret.clients.http_explainer import usage, written
+from pipeline.interpret.clients.http_explainer import NO_TEXT, usage, written
 from pipeline.interpret.prompts.generated import VERSION, ask_for_numbers
 from pipeline.interpret.prompts.hostile import visible
 
@@ -56,6 +56,6 @@ class NumberSimulator:
         cost = usage(answer, time.perf_counter() - started, asked, most)
         text = written(answer)
         if text is None:
-            return Simulation(None, cost)
+            return Simulation(None, cost, why=NO_TEXT, keep=False)
         numbers = replies.numbers(text, [visible(token) for token in tokens])
         return Simulation(None, cost, unparsed=True) if numbers is None else Simulation([np.array(numbers)], cost)
