@@ -13,6 +13,7 @@ from pipeline.report.text import METRICS
 LONGEST_BESIDE, LONGEST_NAME = 16, 44  # characters of a cell's name: beside one of three panels, and of one alone
 OUTCOMES = {
     "n_scored": ("scored", "accent"),
+    "n_too_few_excerpts": ("too few excerpts", "gpt2"),
     "n_silent": ("silent", "rule"),
     "n_constant_prediction": ("constant prediction", "crate-soft"),
     "n_unparsed": ("unparsed", "gpt2-soft"),

@@ -11,7 +11,7 @@ from pipeline.report.looks import colour, dashes, hollow, link_to, marker
 from pipeline.report.replicas import over_seeds
 from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import PALETTE, Canvas, Figure
-from pipeline.report.text import METRIC_NOTES, METRICS, family_name, points
+from pipeline.report.text import METRICS, family_name, points, scored_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +48,14 @@ def _layer_panels(study: Study, rows: Rows, metric: str) -> Figure:
         canvas.key(drawing, panels)
         return drawing
 
+    told = [
+        part
+        for cell in study.cells
+        for stage in ("interpret", "interpret_features")
+        if stage in cell.artifacts
+        for metrics in cell.artifacts[stage].summary["excerpts"].values()
+        for part in metrics.get(metric, [])
+    ]
     said = "; ".join(
         f"{row['cell']} layer {row['layer']} {family_name(row['family'])} {points(row['mean'])}"
         for row in rows
@@ -56,7 +64,7 @@ def _layer_panels(study: Study, rows: Rows, metric: str) -> Figure:
     return Figure(
         f"layers_{metric}",
         f"Scores by layer: {METRICS[metric]}",
-        f"Mean {METRIC_NOTES[metric]}, times 100. Error bars are a tenth of the neurons' standard deviation, as in the paper. "
+        f"Mean {scored_on(metric, told)}, times 100. Error bars are a tenth of the neurons' standard deviation, as in the paper. "
         f"Hollow marks: {published.LABEL}, with LLM judges.",
         f"{METRICS[metric]} scores times 100 by layer: {said}.",
         draw,

@@ -11,16 +11,10 @@ METRICS = {
     "random_only": "Random only",
     "anthropic": "Anthropic",
 }
-METRIC_NOTES = {
-    "top_and_random": "correlation over five top and five random 64-token excerpts",
-    "random_only": "correlation over five random 64-token excerpts alone",
-    "anthropic": "correlation over short 8-token excerpts from all quantiles",
-}
 for _metric in tuple(
     METRICS
 ):  # a judge that writes numbers is asked another thing: `interpret.simulator: http_numbers`
     METRICS[f"{_metric}_generated"] = f"{METRICS[_metric]}, generated"
-    METRIC_NOTES[f"{_metric}_generated"] = f"{METRIC_NOTES[_metric]}, of numbers that the judge wrote"
 UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -30,6 +24,22 @@ def amount(value: float) -> str:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def scored_on(metric: str, parts: list[Mapping[str, Any]]) -> str:
+    """`5 top and 4.2 of 5 random excerpts` ...: what a metric's scores stand on, by the scores' summaries of some models."""
+    kinds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for part in parts:
+        if not part["explained"] and part["mean"] is not None:
+            kinds.setdefault((part["kind"], part["tokens"]), []).append(part)
+    found = []
+    for (kind, tokens), own in kinds.items():
+        had = sorted({f"{part['mean']:.3g}" for part in own}, key=float)
+        asked = " or ".join(sorted({str(part["asked"]) for part in own}))
+        count = asked if had == [asked] else f"{' to '.join(dict.fromkeys((had[0], had[-1])))} of {asked}"
+        found.append(f"{count} {kind} ({tokens} tokens each)")
+    written = ", of numbers that the judge wrote" if metric.endswith("_generated") else ""
+    return f"correlation over a neuron's excerpts, on average: {', '.join(found)}{written}"
 
 
 def ranges(values: list[int]) -> str:

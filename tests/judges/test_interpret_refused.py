@@ -54,7 +54,11 @@ class Fickle:
     def __init__(self, refusal: str = "400", role: str = "explainer", times: float = 1, every: int = 3) -> None:
         self.refusal, self.role, self.times, self.every = REFUSALS[refusal], role, times, every
         self.asked: Counter[str] = Counter()
+        self.times *= (
+            http.ATTEMPTS if refusal.startswith("503") else 1
+        )  # it is asked so often before it counts as refused
         self.refused: set[str] = set()
+        self.explained: set[str] = set()
         self.numbers: dict[str, int] = {}
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
@@ -68,11 +72,10 @@ class Fickle:
         self.asked[prompt] += 1
         if simulates == (self.role == "simulator") and number % self.every == 0:
             self.refused.add(prompt)
-            if self.asked[prompt] <= self.times * (
-                http.ATTEMPTS if self.refusal().__class__ is Other and self.refusal().status == 503 else 1
-            ):
+            if self.asked[prompt] <= self.times:
                 return self.refusal()
         if not simulates:
+            self.explained.add(prompt)
             return chat(f"words like {len(prompt)}")
         return chat("\n".join(f"{token}\t{len(token) % 11}" for token in tokens.split("\n")))
 
@@ -115,8 +118,7 @@ def test_more_than_may_be_refused_fails_the_step_and_the_next_run_asks_what_was_
     healthy = Fickle(every=1 << 30)
     site, _, told = judged(world, store, healthy)
     assert site.rows["random_only_generated"]["n_refused"] == 0 and not told
-    explained = [prompt for prompt in healthy.asked if "The neuron reacts to:" not in prompt]
-    assert set(explained) == stubborn.refused, "only the refused ones are explained now"
+    assert healthy.explained == stubborn.refused, "only the refused ones are explained now"
 
 
 def test_nothing_is_written_where_too_much_was_refused(world, tmp_path: Path) -> None:

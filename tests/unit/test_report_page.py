@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts.token_shards import ShardWriter
+from pipeline.interpret.basis import Part
 from pipeline.report.figures_edits import steering_effects
 from pipeline.report.neurons import all_units
 from pipeline.report.page import HERE
@@ -274,3 +275,22 @@ def test_each_text_of_a_grid_is_told_and_each_cell_reads_its_own(tmp_path: Path)
     assert {row[0] for row in table(built, "text")} == {"tokens", "tokens-val_fraction0.6"}
     (told,) = [finding for finding in built.summary["findings"] if "unigram entropy" in finding]
     assert told.startswith("1 of 2 models end below") and "6.930 to 50.000" in told
+
+
+def test_captions_and_columns_say_what_scores_stand_on(tmp_path: Path) -> None:
+    """A kind that goes short is told with its number; a metric that lacks one has no score and no caption."""
+
+    def had(part: Part) -> int:
+        return {"top": 0 if part.tokens == 8 else 4}.get(part.kind, part.asked)
+
+    sweep = SyntheticSweep(fresh_store(tmp_path), had=had)
+    sweep.add("crate", 3, activations__layers=(1,))
+    built = build(sweep, tmp_path / "report")
+    text = Page(built.html).text
+    caption = text[text.index("Scores by layer: Top and random") :][:400]
+    assert "4 of 5 top (64 tokens each)" in caption and "5 random (64 tokens each)" in caption
+    assert "over all layers" not in text and "1 of 3" in text and "9 of 10" in text and "too few excerpts" in text
+    rows = pq.read_table(built.folder / "tables/layer_scores.parquet").to_pylist()
+    (row,) = [row for row in rows if row["metric"] == "anthropic"]
+    assert row["mean"] is None and row["n_too_few_excerpts"] == row["n_neurons"]
+    assert 'id="fig-layers_anthropic"' not in built.html
