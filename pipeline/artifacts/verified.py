@@ -11,11 +11,17 @@ def verify_once(store: Store, artifact: Artifact) -> None:
     """Raise ArtifactError when a file differs from the manifest; skip the hashing if sizes and times are as last verified."""
     stamp = store.root / ".verified" / f"{artifact.fingerprint}.json"
     seen = {name: list(_identity(artifact, name)) for name in artifact.names()}
-    if stamp.is_file() and json.loads(stamp.read_text("utf-8")) == seen:
+    if stamp.is_file() and stamp.read_bytes() == _stamp(artifact, seen):
         return
     artifact.verify()
+    seen = {name: list(_identity(artifact, name)) for name in artifact.names()}  # of a copy that was fetched again, too
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(seen), encoding="utf-8")
+    stamp.write_bytes(_stamp(artifact, seen))
+
+
+def _stamp(artifact: Artifact, seen: dict[str, list[int]]) -> bytes:
+    """What is kept of a hashing: of which manifest, and how its files were. Compared as bytes, so that a torn one is no match."""
+    return json.dumps({"seal": artifact.manifest.seal, "files": seen}).encode()
 
 
 def _identity(artifact: Artifact, name: str) -> tuple[int, int, int]:

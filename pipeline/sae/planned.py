@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from crate_model.config import ModelConfig
 from pipeline.artifacts.saes import Site, tap_width
+from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
 from pipeline.errors import ConfigError
 
@@ -41,6 +43,16 @@ def _site(settings: SAEConfigSection, layer: int, expansion: int, sparsity: floa
         settings.variant,
         float(sparsity),
     )
+
+
+def check_held_out(tokens: Artifact, model: ModelConfig) -> None:
+    """Raises ConfigError where val holds no window on which a finished autoencoder could be measured."""
+    val = TokenSplit(tokens, "val")
+    if not val.n_windows(model.n_ctx):
+        raise ConfigError(
+            f"val has {val.n_tokens} tokens: autoencoders are measured on windows of {model.n_ctx} and their next token",
+            fix="Hold out more text (tokens.val_fraction), or use a smaller model.n_ctx.",
+        )
 
 
 def n_steps(settings: SAEConfigSection) -> int:

@@ -31,9 +31,11 @@ def run(settings: Settings, inputs: Mapping[str, Artifact], out_folder: Path, co
     from pipeline.artifacts.saes import write_tables
     from pipeline.sae.group import made_folder
     from pipeline.sae.on_ray import make_groups
-    from pipeline.sae.planned import planned_sites
+    from pipeline.sae.planned import check_held_out, planned_sites
 
-    sites = planned_sites(settings.sae, model_config(inputs["pretrain"]))
+    model = model_config(inputs["pretrain"])
+    check_held_out(inputs["tokens"], model)
+    sites = planned_sites(settings.sae, model)
     results = make_groups(settings, inputs, groups(sites, context.runtime.workers_per_cell), context)
     for site in sites:
         context.bring(made_folder(context) / site.name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.sae.training import SAETrainer
 
+logger = logging.getLogger(__name__)
 COUNTERS = ("step_number", "clock", "n_counted", "n_resampled", "scale")
 TENSORS = ("n_fired", "silent_for", "dying")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,14 +35,21 @@ def save_state(folder: Path, trainer: SAETrainer, curve: Sequence[dict[str, Any]
 
 
 def restore_state(folder: Path, trainer: SAETrainer) -> list[dict[str, Any]]:
-    """Bring `trainer` to its saved state, if there is one; returns its curve so far."""
+    """Bring `trainer` to its saved state, if there is one; returns its curve so far.
+
+    One that cannot be read, as a disk may leave it that lost its power, is told and passed over: it is trained from the start,
+    and ends at the same bits.
+    """
     path = _path(folder, trainer)
     if not path.is_file():
         return []
-    device = trainer.n_fired.device
-    with safe_open(path, framework="pt", device=str(device)) as stored:
-        facts = json.loads(stored.metadata()["facts"])
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    try:
+        with safe_open(path, framework="pt", device=str(trainer.n_fired.device)) as stored:
+            facts = json.loads(stored.metadata()["facts"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("passing over %s: it cannot be read (%s); training from the start", path, error)
+        return []
     trainer.sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")})
     for name in TENSORS:
         setattr(trainer, name, tensors[name])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from sae_world import N_CTX, World, make_model, site
+from training_world import make_tokens
 
 from crate_model import taps
 from crate_model.config import SAEConfig
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder, spliced
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
+from pipeline.errors import ConfigError
 from pipeline.sae.measures import Held, measure_all
+from pipeline.sae.planned import check_held_out
 
 SITES = (site("code-l0-2x", 0), site("code-l1-1x", 1, expansion=1))
 N_MEASURED, N_LOSS = 10 * N_CTX, 6 * N_CTX
@@ -136,3 +143,13 @@ def test_a_small_split_is_measured_whole(world: World, saes: dict) -> None:
     rows, _ = measure_all(world.model, saes, held(world), 10**9, N_LOSS)
     split = TokenSplit(world.tokens, "val")
     assert rows[0]["n_tokens"] == split.n_windows(N_CTX) * N_CTX
+
+
+def test_val_without_a_window_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    tokens = make_tokens(Store(tmp_path), n_train=4000, n_val=1)
+    n_tokens = tokens.summary["val"]["n_tokens"]
+    longer = replace(make_model("crate").config, n_ctx=n_tokens)
+    with pytest.raises(ConfigError, match=f"val has {n_tokens} tokens"):
+        check_held_out(tokens, longer)
+    check_held_out(tokens, replace(longer, n_ctx=n_tokens - 1))  # one window and its next token
+    assert next(Held(TokenSplit(tokens, "val"), 2, torch.device("cpu")).batches(n_tokens - 1, 1)).shape == (1, n_tokens)

@@ -278,3 +278,19 @@ def test_planned_sites(world: World) -> None:
         planned_sites(changed(layers=(2,)), config)
     with pytest.raises(ConfigError, match=r"sae\.k is 500"):
         planned_sites(changed(variant="topk", k=500), config)
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+def test_a_state_that_cannot_be_read_is_passed_over(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes | None
+) -> None:
+    """As a disk leaves it that lost its power: the training starts anew and ends at the same bits."""
+    settings, sites = changed(total_tokens=10 * 64, resample_steps=()), sites_of("relu", (0,))
+    straight = train(world, sites, Watcher(tmp_path / "straight", 1000), settings)
+    with pytest.raises(StageError, match="asked to stop"):
+        train(world, sites, Watcher(tmp_path / "broken", 1000, stop_requested=StopAt(4)), settings)
+    (state,) = (tmp_path / "broken").rglob("*.safetensors")
+    state.write_bytes(state.read_bytes()[:-200] if damage is None else damage)
+    again = train(world, sites, Watcher(tmp_path / "broken", 1000), settings)
+    assert_equal(straight, again)
+    assert "cannot be read" in caplog.text

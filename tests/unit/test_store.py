@@ -76,6 +76,22 @@ def test_unchanged_files_are_hashed_once(tmp_path: Path) -> None:
         artifact.verify()  # `python -m pipeline verify` hashes all the same
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"seal": "', b"\xff", b"[]"])
+def test_a_torn_note_of_an_earlier_hashing_is_no_hashing(tmp_path: Path, torn: bytes) -> None:
+    store = Store(tmp_path)
+    artifact = make(store)
+    verify_once(store, artifact)
+    (stamp,) = (tmp_path / ".verified").iterdir()
+    whole = stamp.read_bytes()
+    stamp.write_bytes(torn)
+    verify_once(store, artifact)
+    assert stamp.read_bytes() == whole
+    stamp.write_bytes(torn)
+    artifact.file("train/0.txt").write_text("hellO")
+    with pytest.raises(ArtifactError, match=r"0\.txt is damaged"):
+        verify_once(store, artifact)
+
+
 def test_a_torn_manifest_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     artifact = make(store)
