@@ -76,8 +76,8 @@ class ValWindows:
     def _batch(self, starts: NDArray[np.int64]) -> ValBatch:
         tokens = np.full((len(starts), self.n_ctx + 1), -1, np.int64)
         for row, start in zip(tokens, starts, strict=True):
-            ids = self.split.read(int(start), min(self.n_ctx + 1, self.split.n_tokens - int(start)))
-            row[: len(ids)] = ids
+            read = self.split.read(int(start), min(self.n_ctx + 1, self.split.n_tokens - int(start)))
+            row[: len(read)] = read
         positions = starts[:, None] + 1 + np.arange(self.n_ctx)
         documents = np.searchsorted(self._document_starts, positions, side="right") - 1
         ids, targets = tokens[:, :-1], tokens[:, 1:]

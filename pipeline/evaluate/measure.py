@@ -60,7 +60,7 @@ def next_words(model: LanguageModel, device: torch.device, config: EvaluateConfi
     """
     encoding = gpt2_encoding()
     real = min(N_TOKENS, model.config.vocab_size)  # rows beyond the vocabulary pad the table and are no tokens
-    answers = []
+    answers: list[dict[str, Any]] = []
     for prompt in config.prompts:
         ids = [i for i in encoding.encode_ordinary(prompt) or [END_OF_TEXT] if i < real][-model.config.n_ctx :]
         if not ids:  # a vocabulary without any of these tokens: nothing can be asked
