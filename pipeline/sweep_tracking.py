@@ -90,9 +90,9 @@ class SweepTracking:
         training is at its end.
         """
         made = {
-            name: self.store.get(step.stage.name, step.fingerprint)
+            name: found
             for name, step in self.plan.steps.items()
-            if step.stage.name in CURVED and name not in missing
+            if step.stage.name in CURVED and (found := self.store.find(step.stage.name, step.fingerprint))
         }
         study = gather(report_step(self.plan, {}, missing).settings, made)
         whole = [cell for cell in study.cells if cell.is_last and {"pretrain", "evaluate"} <= cell.artifacts.keys()]

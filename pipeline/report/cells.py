@@ -167,6 +167,12 @@ class Cell:
         """How its loss was measured on its text: only losses that are equal in this, and of equal text, are compared."""
         return self.measured_by, self.val_tokens
 
+    @cached_property
+    def val_text(self) -> str:
+        """Equal for cells whose losses are of the same validation text, whatever they were trained on."""
+        files = self.tokens.manifest.files if self.tokens else ()
+        return canonical_text([(f.name, f.sha256) for f in files if f.name.startswith("val/")] or self.text)
+
     @property
     def measure_said(self) -> str:
         tokens = f"{amount(self.val_tokens)} tokens of val" if self.val_tokens else "all of val"

@@ -188,28 +188,28 @@ def domains(study: Study, rows: Rows) -> Figure | None:
 
 def ablations(study: Study) -> list[Figure]:
     """One figure for each numeric setting of the training that the sweep varies: final loss against it."""
-    found = []
-    for key in sorted(
-        {key for cell in study.measured for key in cell.reading if key.startswith(TRAINING)} - {*SHAPE_KEYS}
-    ):
-        cells = [cell for cell in study.measured if isinstance(cell.reading.get(key), int | float)]
-        if len({cell.reading[key] for cell in cells}) > 1:
-            found.append(_ablation(study, key, cells))
-    return found
+    keys = {key for cell in study.measured for key in cell.reading if key.startswith(TRAINING)} - {*SHAPE_KEYS}
+    return [_ablation(study, key, lines) for key in sorted(keys) if (lines := _lines_over(study, key))]
 
 
-def _ablation(study: Study, key: str, cells: list[Cell]) -> Figure:
-    name = key.rpartition(".")[2]
+def _lines_over(study: Study, key: str) -> list[list[Cell]]:
+    """Models that are alike in all but a numeric setting and the seed, measured on the same text, where two values have one."""
     lines: dict[str, list[Cell]] = {}
-    for cell in cells:
-        others = {other: value for other, value in cell.training.items() if other != key}
-        lines.setdefault(canonical_text([others, cell.measure]), []).append(cell)
+    for cell in study.measured:
+        if isinstance(cell.reading.get(key), int | float):
+            others = {other: value for other, value in cell.training.items() if other != key}
+            lines.setdefault(canonical_text([others, cell.measure, cell.val_text]), []).append(cell)
+    return [line for line in lines.values() if len({cell.reading[key] for cell in line}) > 1]
+
+
+def _ablation(study: Study, key: str, lines: list[list[Cell]]) -> Figure:
+    name, cells = key.rpartition(".")[2], [cell for line in lines for cell in line]
     architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
 
     def draw(canvas: Canvas) -> Any:
         drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
         for axes, architecture in zip(panels, architectures, strict=True):
-            for line in lines.values():
+            for line in lines:
                 if line[0].architecture == architecture:
                     _ablation_line(canvas, axes, study, key, line)
             values = [cell.reading[key] for cell in cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.report.series import all_series
 from pipeline.report.study import Study, gather
 from pipeline.report.tables import all_tables, each_once
 from tests.report_world import build
+from tests.synthetic_artifacts import write_tokens
 from tests.synthetic_sweep import SyntheticSweep, fresh_store
 
 KEPT = {"pretrain__keep_log_spaced": True}
@@ -261,6 +263,26 @@ def test_a_law_over_tokens_leaves_out_those_that_were_seen_too_often(sweep: Synt
     rows = {row["cell"]: row for row in all_tables(study)["cells"]}
     assert all(rows[cell.name]["epochs"] == cell.epochs for cell in study.cells)
     assert study.epochs_said.endswith("epochs of their text)")
+
+
+def test_ablations_are_lines_of_models_alike_in_all_else_on_one_text(sweep: SyntheticSweep) -> None:
+    """Two rates with two seeds each at two depths, of one text; what another share for val leaves is no end of theirs."""
+    for n_layer, rate, seed in itertools.product((1, 2), (1e-3, 2e-3), (0, 1)):
+        sweep.add("crate", n_layer, seed=seed, pretrain__learning_rate=rate)
+    sweep.inputs["other"] = sweep.publish("tokens", "other", other_text)
+    sweep.add("crate", 1, text="other", tokens__val_fraction=0.1, pretrain__learning_rate=1e-3)
+    (figure,) = figures_loss.ablations(study_of(sweep))
+    assert figure.name == "ablation_pretrain_learning_rate"
+    lines = [line for line in figure.drawn[0].axes[0].get_lines() if len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in lines] == [[1e-3, 2e-3]] * 2, "seeds are averaged"
+    assert len(marks(figure)) == 8
+
+
+def other_text(folder: Path) -> dict[str, Any]:
+    facts = write_tokens(folder)
+    for file in (folder / "val").glob("*.arrow"):
+        file.write_bytes(file.read_bytes() + b"other")
+    return facts
 
 
 def test_autoencoders_trained_otherwise_are_no_seeds(sweep: SyntheticSweep) -> None:

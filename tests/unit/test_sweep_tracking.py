@@ -68,6 +68,38 @@ def test_runs_are_tagged_with_machine_and_versions() -> None:
     assert tags["deepspeed"] == (package_version("deepspeed") or "")
 
 
+def test_cells_of_one_model_are_one_point_of_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid over SAEs and over what is read: one loss of one model, and the scores of two readings of it, each by its name."""
+    monkeypatch.setattr(sweep_tracking, "TrackedSweep", Opened)
+    config = tmp_path / "sweep.yaml"
+    config.write_text(
+        "model: {n_layer: 1}\nsae: {expansions: [1], variant: topk}\n"
+        "grid: {sae.k: [4, 8, 16], activations.tokens: [1024, 2048]}\n",
+        "utf-8",
+    )
+    whole, store = plan(load_config(config)), Store(tmp_path / "store")
+    facts = {"n_params": 100, "n_params_non_embedding": 10, "val_loss": 4.0, "bits_per_byte": 1.0, "train_tokens": 10}
+    texts = {"train": {"n_tokens": 100}, "val": {"n_tokens": 100}}
+    for number, (name, step) in enumerate(whole.steps.items()):
+        if whole.made_by[name] == name and step.stage.name in sweep_tracking.CURVED:
+            metrics = {"anthropic": {"mean": number / 100}}
+            judged = {"metrics": metrics, "judge": "none", "protocol": "corrected"}
+            store.publish(store.making_folder(step.fingerprint), step.recipe, facts | texts | judged, {})
+    with SweepTracking.start("", whole, store) as tracking:
+        rows = tracking._scaling_rows({})
+        tracking.finish(None, {})
+        told = tracking.runs.metrics
+    assert [row["val_loss"] for row in rows if "val_loss" in row] == [4.0]
+    assert len([row for row in rows if "scores" in row]) == 2
+    assert {
+        name for name, _ in told if name.startswith(("val_", "score_")) and not name.endswith("_by_non_embedding")
+    } == {
+        "val_loss_crate",
+        "score_anthropic_crate_tokens_1024",
+        "score_anthropic_crate_tokens_2048",
+    }
+
+
 class Opened(Told):
     """Keeps which datasets each run was opened with, and what each is told of its model."""
 
