@@ -58,10 +58,9 @@ def means_by_depth(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "means_by_depth",
         "Interpretability against depth",
-        "Mean over the layers that were read and have a score. Thick bars: 95 % interval, over seeds where there are several; of a "
-        "single seed over its neurons, "
-        "which says nothing of another training; none where these are too few. Thin bars: one standard deviation over layers, "
-        "the square root of the variance in the table. Hollow marks: "
+        "Mean over the layers that were read and have a score. Thick bars: 95 % interval, over seeds where there are several; "
+        "of a single seed over its neurons, which says nothing of another training; none where these are too few. Thin bars: one "
+        "standard deviation over layers, the square root of the variance in the table. Hollow marks: "
         f"{published.LABEL}, with LLM judges and without the last layer of its deep models.",
         f"Mean scores times 100: {said}.",
         draw,
