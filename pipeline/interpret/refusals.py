@@ -11,7 +11,7 @@ from pipeline.errors import ClientError
 if TYPE_CHECKING:
     from pipeline.interpret.layer import SiteScores
 
-PAUSES_SECONDS = (2.0, 15.0, 60.0)  # before each round in which what was refused is asked again
+PAUSES_SECONDS = (1.0, 5.0, 20.0)  # before each round in which what was refused is asked again
 HOPELESS = 64  # prompts refused and none ever answered: no round will help
 FIX = (
     "Run again: answered calls are kept, and only what was refused is asked. Where the neurons may go without a score, raise "
