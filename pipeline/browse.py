@@ -21,7 +21,13 @@ def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:
         raise ArtifactError(
             f"{store.place} holds no run {run!r}", fix="Is --store right? A run's name is its config's `name`."
         )
-    return json.loads(data)["steps"]
+    try:
+        return json.loads(data)["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{store.place}/runs/{run}/plan.json is damaged ({type(error).__name__}: {error})",
+            fix="Run the sweep again: it writes its plan anew, and keeps what is made.",
+        ) from error
 
 
 def artifact_of(store: Store, run: str, step: str) -> Artifact:

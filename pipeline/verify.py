@@ -42,7 +42,10 @@ def verify(store: Store, run: str) -> int:
     if damaged:
         told = f"{len(damaged)} of {len(found.places)} steps of {run!r} are not what was made: {', '.join(damaged)}"
         raise ArtifactError(told, fix="What to do is said at each.")
-    return 0 if len(found.artifacts) == len(found.places) else EXIT_INCOMPLETE
+    if len(found.artifacts) == len(found.places):
+        return 0
+    print(f"{len(found.places) - len(found.artifacts)} steps are under way, waiting or failed: `status` says more.")
+    return EXIT_INCOMPLETE
 
 
 @dataclass

@@ -252,9 +252,11 @@ def test_a_changed_manifest_is_told_wherever_it_is_read(run: Run) -> None:
         run.store.all_of("evaluate")
 
 
-def test_a_damaged_list_of_seals_is_one_clear_error(run: Run) -> None:
-    run.store.write_note("c", "seals.json", b'{"tokens": 3}')
-    with pytest.raises(ArtifactError, match=r"seals\.json is damaged"):
+@pytest.mark.parametrize("note", ["seals.json", "plan.json"])
+@pytest.mark.parametrize("damage", [b'{"tokens": 3}', b"{", b"[1]", b"\xff"])
+def test_a_damaged_note_of_the_run_is_one_clear_error(run: Run, note: str, damage: bytes) -> None:
+    run.store.write_note("c", note, damage)
+    with pytest.raises(ArtifactError, match=rf"{note} is damaged"):
         verify(run.store, "c")
 
 
