@@ -49,7 +49,9 @@ def pairs(study: Study, cells: Iterable[Cell], of: Measured = "both") -> list[Pa
     for crate in sides["crate"].values():
         for gpt2 in sides["gpt2"].values():
             if conditions(crate[0], of) == conditions(gpt2[0], of):
-                found.append(Pair(_replicas(crate), _replicas(gpt2), _equal(study, crate[0])))
+                found.append(
+                    Pair(_replicas(crate), _replicas(gpt2), _equal(crate[0]) + _alone(crate[0]) + _alone(gpt2[0]))
+                )
     return sorted(found, key=_order)
 
 
@@ -137,7 +139,13 @@ def _defaults() -> dict[str, Any]:
     return flat(Config().of_results)
 
 
-def _equal(study: Study, cell: Cell) -> str:
+def _alone(cell: Cell) -> str:
+    """The values that a side has of what varies in its architecture alone."""
+    own = [f"{_short(key)} {value}" for key, value in cell.variant.items() if key in OWN_KEYS[cell.architecture]]
+    return f"; {ARCHITECTURES[cell.architecture]} with {', '.join(own)}" if own else ""
+
+
+def _equal(cell: Cell) -> str:
     """Size and training of a pair, and the values it shares of what else the sweep varies."""
     layers, model = cell.model.n_layer, cell.model
     told = " as the configuration tells of imported models" if cell.is_imported else ""

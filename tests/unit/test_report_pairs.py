@@ -97,6 +97,7 @@ def test_of_several_lambdas_the_paper_s_is_compared_whichever_comes_first_or_is_
         world.add("crate", loss, model__lambda_sparsity=value)
     world.add("gpt2", 5.0)
     assert [cell.model.lambda_sparsity for cell in world.pair().crate] == [0.1]
+    assert world.pair().equal.endswith("context 64; CRATE with lambda_sparsity 0.1")
     assert len(world.pairs()) == 4, "each is a pair of its own, none a seed of another"
     without = World()
     for value in (0.01, 0.4, 0.05):
