@@ -82,6 +82,11 @@ class PretrainConfig(Section):
     )  # a folder that import-checkpoint wrote: no training
     skip_spikes: bool = False  # leave out a step whose gradient norm or loss is far above the recent ones; counted
 
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens behind the finished weights: whole batches; of an imported model, as many as are told."""
+        return self.total_tokens if self.checkpoint else self.total_tokens // self.batch_tokens * self.batch_tokens
+
 
 class EvaluateConfig(Section):
     val_tokens: Count = 0  # 0: all of val

@@ -134,7 +134,7 @@ def training_flops(cell: Cell) -> float:
     """Of the training that is to be done here: none for an imported model."""
     if cell.config.pretrain.checkpoint:
         return 0.0
-    return train_flops_per_token(cell.config.model) * cell.config.pretrain.total_tokens
+    return train_flops_per_token(cell.config.model) * cell.config.pretrain.tokens_seen
 
 
 def step_name(stage: str, cell: str) -> str:

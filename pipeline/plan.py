@@ -87,7 +87,7 @@ def _cell_row(plan: Plan, cell: Cell, kept: dict[str, Artifact], rate: float, wo
         **count_parameters(model).as_told,
         "train_flops_per_token": train_flops_per_token(model),
         "six_n_flops_per_token": six_n_flops_per_token(model),
-        "train_tokens": config.pretrain.total_tokens,
+        "train_tokens": config.pretrain.tokens_seen,
         "train_flops": training_flops(cell),
         "training_seconds": training_flops(cell) / rate if "pretrain" in own else 0.0,
         "gpu_bytes": {f"zero_{n}": gpu_bytes(model, precision, n, workers, windows) for n in ZERO_STAGES},
@@ -107,7 +107,7 @@ def _epochs(cell: Cell, text: dict[str, Any]) -> float | None:
         there = text["splits"]["train"]["n_tokens"]
     else:  # files of their own for val are in the estimate, too
         there = 0 if config.tokens.val else text["tokens"] * (1 - config.tokens.val_fraction)
-    return config.pretrain.total_tokens / there if there and not config.pretrain.checkpoint else None
+    return config.pretrain.tokens_seen / there if there and not config.pretrain.checkpoint else None
 
 
 def _text_bytes(text: dict[str, Any]) -> int:

@@ -46,7 +46,7 @@ def take(settings: PretrainSettings, out_folder: Path) -> Summary:
     write_curve(out_folder / CURVE, {name: [] for name in CURVE_SCHEMA.names})
     return {
         **count_parameters(settings.model).as_told,
-        "train_tokens": settings.pretrain.total_tokens,
+        "train_tokens": settings.pretrain.tokens_seen,
         "train_loss": None,
         "val_loss": None,
         "optimizer": "imported",

@@ -51,7 +51,7 @@ class Logbook:
         name = torch.cuda.get_device_name(engine.device) if on_gpu else None
         self.meter = Meter(job.settings.model, engine.world_size, name)
         self._asked, self._asked_after, self._ask_after = 0.0, 0, 0
-        self.total_tokens = self.config.total_tokens // self.config.batch_tokens * self.config.batch_tokens
+        self.total_tokens = self.config.tokens_seen
         self.writes = engine.rank == 0
         if self.writes:
             self.tracker = job.context.tracker.open()

@@ -13,10 +13,12 @@ from crate_model.model import LanguageModel
 from pipeline import sweep_tracking
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config_load import load_config
-from pipeline.dag import plan
+from pipeline.dag import plan, report_step
 from pipeline.execute import Result
 from pipeline.forecast.assumed import assume
 from pipeline.plan import plan_rows
+from pipeline.report.study import gather
+from pipeline.report.tables import cell_row
 from pipeline.sweep_tracking import SweepTracking, _label, machine_tags
 from pipeline.this_machine import package_version
 from pipeline.tracking import TrackerSpec
@@ -149,15 +151,18 @@ def test_a_model_has_one_number_of_parameters_wherever_it_is_told(
     weights = LanguageModel(ModelConfig(architecture, 1, 2, 16, 64)).state_dict()
     counted = sum(weight.numel() for weight in weights.values())
     expected = counted - weights["embed.positions.weight"].numel()
-    assert plan_rows(whole, store, {}, assume("h200", 1))["cells"][0]["n_params"] == expected
+    planned = plan_rows(whole, store, {}, assume("h200", 1))["cells"][0]
+    reported = cell_row(gather(report_step(whole, {}, {}).settings, {}).by_name[cell])
+    assert planned["n_params"] == reported["n_params"] == expected
 
-    def publish(stage: str, summary: dict[str, Any]) -> Artifact:
-        step = whole.steps[f"{cell}/{stage}"]
+    def publish(name: str, summary: dict[str, Any]) -> Artifact:
+        step = whole.steps[name]
         return store.publish(store.making_folder(step.fingerprint), step.recipe, summary, {})
 
     old = {"n_params": counted, "n_params_non_embedding": expected - weights["embed.tokens.weight"].numel()}
-    trained = publish("pretrain", old)
-    publish("evaluate", {"val_loss": 4.0, "bits_per_byte": 1.0})
+    publish(whole.texts[cell], {"train": {"n_tokens": 9000}, "val": {"n_tokens": 900}, "unigram_entropy": 6.0})
+    trained = publish(f"{cell}/pretrain", old)
+    publish(f"{cell}/evaluate", {"val_loss": 4.0, "bits_per_byte": 1.0})
     with SweepTracking.start("", whole, store) as tracking:
         told: Any = tracking.runs
         tracking.ended(Result(f"{cell}/pretrain", trained))
@@ -165,4 +170,5 @@ def test_a_model_has_one_number_of_parameters_wherever_it_is_told(
         tracking.finish(None, {f"{cell}/interpret": "not made"})
     assert {step for name, step in told.metrics if name == f"val_loss_{architecture}"} == {expected}
     trained_on = train_flops_per_token(whole.cells[0].config.model) * 10 * 512
-    assert told.metrics["train_flops", 0] == trained_on, "whole batches, as the report counts them"
+    assert told.metrics["train_flops", 0] == planned["train_flops"] == reported["train_flops"] == trained_on
+    assert planned["train_tokens"] == reported["train_tokens"] == 10 * 512, "whole batches: what is left over is not read"
