@@ -72,10 +72,11 @@ class Series:
 
     @cached_property
     def best(self) -> np.ndarray:
-        """Which models (models,) no model with less training compute is as good as."""
+        """Which models (models,) none with less training compute is as good as, by means over seeds: no lucky seed leads."""
         by_compute = np.argsort([cell.train_flops for cell in self.cells], kind="stable")
         found = np.zeros(len(self.cells), bool)
-        found[by_compute] = self.losses[by_compute] <= np.minimum.accumulate(self.losses[by_compute])
+        means = np.array([self.losses[own].mean() for own in self._replicas_of_each])
+        found[by_compute] = means[by_compute] <= np.minimum.accumulate(means[by_compute])
         return found
 
     @cached_property
@@ -98,12 +99,18 @@ class Series:
         return self.lines[-1]
 
     @cached_property
+    def _replicas_of_each(self) -> list[list[int]]:
+        """For each model, where its replicas stand, itself among them."""
+        alike: dict[str, list[int]] = {}
+        for index, cell in enumerate(self.cells):
+            alike.setdefault(cell.replicated, []).append(index)
+        return [alike[cell.replicated] for cell in self.cells]
+
+    @cached_property
     def replicas(self) -> list[tuple[float, float, float]]:
         """(size, mean, half its 95 % interval) of every training that was done with several seeds."""
-        found: dict[str, list[int]] = {}
-        for index, cell in enumerate(self.cells):
-            found.setdefault(cell.replicated, []).append(index)
-        alike = [(float(self.sizes[own[0]]), self.losses[own]) for own in found.values() if len(own) > 1]
+        firsts = {own[0]: own for own in self._replicas_of_each if len(own) > 1}
+        alike = [(float(self.sizes[first]), self.losses[own]) for first, own in firsts.items()]
         return [(size, *mean_and_half(losses.tolist())) for size, losses in alike]
 
     def trained_on(self, tokens: Iterable[float]) -> Series:

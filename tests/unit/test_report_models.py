@@ -213,6 +213,17 @@ def test_lines_are_of_models_that_saw_the_same_number_of_tokens(sweep: Synthetic
     assert short[1].min() > long[1].max()
 
 
+def test_a_lucky_seed_does_not_lead_at_its_compute(sweep: SyntheticSweep) -> None:
+    """By its luckiest seed the short training beats the longer one; by its mean it does not."""
+    for seed, short in ((0, 3.0), (1, 7.0)):
+        sweep.add("crate", 1, seed=seed, pretrain__total_tokens=4096, loss=short)
+        sweep.add("crate", 1, seed=seed, pretrain__total_tokens=8192, loss=4.0)
+    (series,) = all_series(study_of(sweep), "training FLOPs")
+    assert series.best.tolist() == [True] * 4
+    sizes, losses = series.means
+    assert losses[1] < losses[0] and len(sizes) == 2
+
+
 def test_offsets_are_of_equally_many_tokens_or_say_why_not(sweep: SyntheticSweep) -> None:
     for n_layer in (1, 2, 4):
         sweep.add("crate", n_layer, pretrain__total_tokens=32_768, loss=4.0)

@@ -171,4 +171,6 @@ def test_a_model_has_one_number_of_parameters_wherever_it_is_told(
     assert {step for name, step in told.metrics if name == f"val_loss_{architecture}"} == {expected}
     trained_on = train_flops_per_token(whole.cells[0].config.model) * 10 * 512
     assert told.metrics["train_flops", 0] == planned["train_flops"] == reported["train_flops"] == trained_on
-    assert planned["train_tokens"] == reported["train_tokens"] == 10 * 512, "whole batches: what is left over is not read"
+    assert planned["train_tokens"] == reported["train_tokens"] == 10 * 512, (
+        "whole batches: what is left over is not read"
+    )
