@@ -15,7 +15,7 @@ from training_world import MODEL, N_CTX, make_job, make_tokens
 from crate_model import taps
 from crate_model.model import LanguageModel
 from pipeline.artifacts.checkpoint import CURVE, KeptStep, kept_steps, load_model, tokens_seen, write_curve, write_model
-from pipeline.artifacts.evaluation import DomainTotals, ValWindows
+from pipeline.artifacts.evaluation import DomainTotals, ValBatch, ValWindows
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_bytes
@@ -126,6 +126,18 @@ def test_layers_of_a_short_text_are_those_of_its_own_tokens(tmp_path: Path, n_ct
     rows = diagnose_layers(model, torch.device("cpu"), tokens)
     assert [row["fraction_nonzero"] for row in rows] == pytest.approx(expected, abs=1e-3)
     assert sum(int(batch.real.sum()) for batch in ValWindows(split, n_ctx).batches(1)) == 40
+
+
+def test_an_end_of_text_token_counts_as_a_token_and_stands_for_no_bytes() -> None:
+    """Its nats are the price of saying where a document ends: they are in both losses."""
+    word = 262  # " the"
+    targets = np.array([[word, END_OF_TEXT, -1]])
+    totals = DomainTotals(("prose",))
+    totals.add(
+        ValBatch(targets, targets >= 0, targets, np.zeros_like(targets)), np.array([[2.0, 6.0, 99.0]], np.float32)
+    )
+    assert (totals.loss, totals.n_tokens) == (4.0, 2)
+    assert totals.bits_per_byte == pytest.approx(8.0 / math.log(2) / len(" the"))
 
 
 def test_a_part_of_val_is_spread_evenly_and_shared_without_loss(inputs: dict[str, Artifact]) -> None:

@@ -1,5 +1,7 @@
 """Coding rate and sparsity, against numbers worked out by other means."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,13 +65,18 @@ def test_padding_after_a_text_is_not_counted(architecture: str, padding: int) ->
     real = torch.cat((torch.ones(1, 16), torch.cat((torch.ones(1, 5), torch.zeros(1, 11)), dim=1))).bool()
     for layer in diagnose(model, ids, real):
         names = [f"blocks.{layer.layer}.code"]
-        names += [f"blocks.{layer.layer}.attention_shared"] if architecture == "crate" else []
+        crate = architecture == "crate"
+        names += [f"blocks.{layer.layer}.{tap}" for tap in ("attention_shared", "residual_mid")] if crate else []
         texts = []
         for text in (whole, short):
             with taps.read(model, names) as values:
                 model.hidden(text)
             texts.append({name: value[0] for name, value in values.items()})
-        code, *shared = (torch.cat([text[name] for text in texts]) for name in names)
+        code, *rates = (torch.cat([text[name] for text in texts]) for name in names)
         assert layer.fraction_nonzero == pytest.approx(fraction_nonzero(code).item(), abs=1e-3)
-        if shared:
-            assert layer.coding_rate_before == pytest.approx(coding_rate(shared[0], 4).item(), rel=1e-5)
+        if crate:
+            block: Any = model.blocks[layer.layer]
+            with torch.no_grad():
+                compressed = block.attention.shared(block.attention_norm(rates[1]))
+            assert layer.coding_rate_before == pytest.approx(coding_rate(rates[0], 4).item(), rel=1e-5)
+            assert layer.coding_rate == pytest.approx(coding_rate(compressed, 4).item(), rel=1e-5)
