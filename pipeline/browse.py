@@ -7,11 +7,23 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, TypeAdapter
+
+from pipeline.artifacts.manifest import why
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.progress import duration, progress_text, read_progress
 
 ALIVE_SECONDS = 60  # a step that wrote no progress for so long is called quiet
+
+
+class _Recipe(BaseModel):
+    """What of a planned step's recipe is looked up."""
+
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
 
 
 def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:
@@ -22,12 +34,14 @@ def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:
             f"{store.place} holds no run {run!r}", fix="Is --store right? A run's name is its config's `name`."
         )
     try:
-        return json.loads(data)["steps"]
+        recipes = json.loads(data)["steps"]
+        TypeAdapter(dict[str, _Recipe]).validate_python(recipes)
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{store.place}/runs/{run}/plan.json is damaged ({type(error).__name__}: {error})",
+            f"{store.place}/runs/{run}/plan.json is damaged ({why(error)})",
             fix="Run the sweep again: it writes its plan anew, and keeps what is made.",
         ) from error
+    return recipes
 
 
 def artifact_of(store: Store, run: str, step: str) -> Artifact:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter
+
+from pipeline.artifacts.manifest import why
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import ArtifactError
 
@@ -28,10 +31,10 @@ def read_seals(store: Store, run: str) -> dict[str, Seal]:
     """By step; none for a run that is older than the list. Raises ArtifactError when the list is damaged."""
     data = store.read_note(run, NOTE)
     try:
-        return {step: Seal(**fields) for step, fields in json.loads(data or b"{}").items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        return TypeAdapter(dict[str, Seal]).validate_json(data or b"{}")
+    except ValueError as error:
         raise ArtifactError(
-            f"{store.place}/runs/{run}/{NOTE} is damaged ({type(error).__name__}: {error})",
+            f"{store.place}/runs/{run}/{NOTE} is damaged ({why(error)})",
             fix="Delete it and run the sweep again, which writes down what is there then.",
         ) from error
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from pipeline.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
@@ -32,6 +34,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     stage: str
     version: int
     fingerprint: str
@@ -72,10 +76,9 @@ class Manifest:
             fields = json.loads(text)
             sha256 = fields.pop("sha256", "")
             expected = _digest(fields)
-            files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
-            found = cls(files=files, is_sealed=bool(sha256), **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ArtifactError(f"{source} is not a manifest ({type(error).__name__}: {error})", fix=fix) from error
+            found = TypeAdapter(cls).validate_python(fields | {"is_sealed": bool(sha256)})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{source} is not a manifest ({why(error)})", fix=fix) from error
         if sha256 and sha256 != expected:
             raise ArtifactError(f"{source}: its manifest was changed after it was sealed", fix=fix)
         return found
@@ -85,6 +88,14 @@ def fingerprint_of(recipe: Mapping[str, Any]) -> str:
     """The first 32 hex digits of the sha256 of what decides an artifact's bits: stage, version, settings, inputs, outside."""
     names = ("stage", "version", "settings", "inputs", *(["outside"] if recipe.get("outside") else []))
     return _digest({name: recipe[name] for name in names})[:32]
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a JSON file that cannot be used, in one line: its first fault, and where in it that is."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return f"{type(error).__name__}: {error}"
 
 
 def _digest(value: Any) -> str:

@@ -61,6 +61,8 @@ class Artifact:
     def _download(self, expected: FileEntry, path: Path) -> Path:
         """Have a file of the storage here, in the place of a damaged copy if there is one."""
         assert self.storage
+        if not self.storage.holds(f"{self.below}/{expected.name}"):
+            raise self._torn(expected.name, "is gone")
         self.storage.download(f"{self.below}/{expected.name}", path)
         if manifests.sha256_of(path) != expected.sha256:
             path.unlink()
@@ -276,8 +278,10 @@ class Store:
     def linked(self, run_name: str, name: str) -> str:
         """Where `runs/<run>/<name>` leads, as `<stage>/<fingerprint>`; empty where there is no such link."""
         if self.storage:
-            note = self.read_note(run_name, f"{name}.json")
-            return json.loads(note)["artifact"] if note else ""
+            try:
+                return str(json.loads(self.read_note(run_name, f"{name}.json") or b"")["artifact"])
+            except (ValueError, TypeError, KeyError):  # none, or a damaged one, which leads nowhere either
+                return ""
         link = self.run_folder(run_name) / name
         return "/".join(link.readlink().parts[-2:]) if link.is_symlink() else ""
 
@@ -285,7 +289,8 @@ class Store:
         """Whether `link` has made `runs/<run>/<name>` lead to the artifact, and it still does."""
         if self.storage:
             return self.linked(run_name, name) == artifact.below
-        return (self.run_folder(run_name) / name).resolve() == artifact.folder.resolve()
+        link = self.run_folder(run_name) / name
+        return os.path.realpath(link) == os.path.realpath(artifact.folder)  # of links in a circle, resolve() raises
 
     def unlink_others(self, run_name: str, planned: Mapping[str, str]) -> None:
         """Take away the links by which an earlier sweep of this name led elsewhere; `planned` are fingerprints by step.
@@ -307,6 +312,11 @@ class Store:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot read {self.root / name}: {error.strerror}",
+                fix="Check its owner and rights; what is no file there, delete, and run again.",
+            ) from error
 
 
 def _rename(making: Path, final: Path) -> None:

@@ -178,12 +178,16 @@ def test_verify_looks_at_the_storage_and_not_at_the_copy_here(
     tokens, evaluate = (next(iter(here.all_of(stage))) for stage in stages)
     here.storage.write(f"{tokens.below}/b.txt", b"c")
     here.storage.write(f"{evaluate.below}/more.txt", b"c")
-    here.storage.delete(["runs/c/report.json"])
+    here.storage.write("runs/c/report.json", b"{")
+    here.storage.delete([f"{evaluate.below}/b.txt"])
     capsys.readouterr()
     with pytest.raises(ArtifactError, match=r"3 of 4 steps of 'c' are not what was made: tokens, m/evaluate, report"):
         verify(here, "c")
     told = capsys.readouterr().out
-    assert all(said in told for said in ("b.txt is damaged", "more.txt is no file of it", "does not lead to it"))
+    assert all(
+        said in told
+        for said in ("it does not have the sha256", "it is gone", "more.txt is no file of it", "does not lead to it")
+    )
     assert tokens.file("b.txt").read_text() == "b" and not list((here.root / ".making").iterdir())
 
 

@@ -124,6 +124,13 @@ def test_an_artifact_made_anew_and_equal_is_whole(run: Run) -> None:
     assert verify(run.store, "c") == 0
 
 
+def circle(run: Run, step: str) -> None:
+    """Make the run's link to a step lead to itself."""
+    link = run.store.run_folder("c") / step
+    link.unlink()
+    link.symlink_to(link.name)
+
+
 STEPS = [*INPUTS, "report"]
 CHANGES: dict[str, tuple[Callable[[Run, str], object], str]] = {
     "a byte": (lambda run, step: (run.folder(step) / "tables/a.csv").write_text(f"{step} 2"), "a.csv is damaged"),
@@ -145,6 +152,24 @@ CHANGES: dict[str, tuple[Callable[[Run, str], object], str]] = {
         "settings are not those",
     ),
     "the summary, sealed again": (lambda run, step: run.edit(step, True, summary={"loss": 1.5}), "another seal"),
+    "a folder for a file": (
+        lambda run, step: ((run.folder(step) / "b.txt").unlink(), (run.folder(step) / "b.txt").mkdir()),
+        "b.txt is damaged",
+    ),
+    "a folder for a manifest": (
+        lambda run, step: (
+            (run.folder(step) / "manifest.json").unlink(),
+            (run.folder(step) / "manifest.json").mkdir(),
+        ),
+        "Is a directory",
+    ),
+    "a file for a stage's folder": (
+        lambda run, step: (
+            shutil.rmtree(run.folder(step).parent),
+            run.folder(step).parent.write_text(""),
+        ),
+        "Not a directory",
+    ),
     "no manifest": (lambda run, step: (run.folder(step) / "manifest.json").write_text("{"), "not a manifest"),
     "bytes for a manifest": (
         lambda run, step: (run.folder(step) / "manifest.json").write_bytes(b"\xff"),
@@ -158,6 +183,7 @@ CHANGES: dict[str, tuple[Callable[[Run, str], object], str]] = {
         "holds the manifest of",
     ),
     "a link less": (lambda run, step: (run.store.run_folder("c") / step).unlink(), "does not lead to it"),
+    "a link in a circle": (circle, "does not lead to it"),
     "a link elsewhere": (
         lambda run, step: run.store.link("c", step, run.made["tokens" if step != "tokens" else "report"]),
         "does not lead to it",
@@ -252,8 +278,43 @@ def test_a_changed_manifest_is_told_wherever_it_is_read(run: Run) -> None:
         run.store.all_of("evaluate")
 
 
+STEP_DAMAGES: list[Any] = [3, [], {}, {"stage": "tokens"}, {"stage": 1, "fingerprint": 2, "seal": 3}]
+
+
 @pytest.mark.parametrize("note", ["seals.json", "plan.json"])
-@pytest.mark.parametrize("damage", [b'{"tokens": 3}', b"{", b"[1]", b"\xff"])
+@pytest.mark.parametrize("step", ["tokens", "report"])
+@pytest.mark.parametrize("damage", STEP_DAMAGES, ids=str)
+def test_a_step_of_another_type_in_a_note_is_one_clear_error(run: Run, note: str, step: str, damage: Any) -> None:
+    whole = json.loads(run.store.read_note("c", note) or b"")
+    changed = {**whole, "steps": whole["steps"] | {step: damage}} if note == "plan.json" else whole | {step: damage}
+    run.store.write_note("c", note, json.dumps(changed).encode())
+    with pytest.raises(ArtifactError, match=rf"{note} is damaged \([^\n]*{step}"):
+        verify(run.store, "c")
+
+
+FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.name not in ("settings", "is_sealed")]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", [None, [1], {"a": [1]}], ids=str)
+def test_a_manifest_s_field_of_another_type_stops_no_check(
+    run: Run, capsys: pytest.CaptureFixture[str], field: str, value: Any
+) -> None:
+    """Without its own seal, as an old one is."""
+    path = run.folder("m/pretrain") / "manifest.json"
+    fields = json.loads(path.read_text()) | {field: value}
+    del fields["sha256"]
+    path.write_text(json.dumps(fields))
+    (run.folder("report") / "b.txt").write_text("c")
+    found = damaged(run, capsys)
+    assert "m/pretrain" in found or (field, value) == ("provenance", {"a": [1]})  # which may be of any content
+    assert "b.txt is damaged" in found["report"]
+
+
+@pytest.mark.parametrize("note", ["seals.json", "plan.json"])
+@pytest.mark.parametrize(
+    "damage", [b'{"tokens": 3}', b'{"steps": []}', b'{"steps": 3}', b"null", b"{", b"[1]", b"\xff"]
+)
 def test_a_damaged_note_of_the_run_is_one_clear_error(run: Run, note: str, damage: bytes) -> None:
     run.store.write_note("c", note, damage)
     with pytest.raises(ArtifactError, match=rf"{note} is damaged"):
