@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.artifacts.saes import CURVE_SCHEMA, DENSITY_SCHEMA, Site, write_sae
 from pipeline.artifacts.store import Artifact
+from pipeline.sae.planned import n_steps
 from pipeline.sae.watcher import Watcher
 from pipeline.stage import Context
 
@@ -91,7 +92,7 @@ def _densities(features: Mapping[Site, FeatureStatistics]) -> pa.Table:
 def watcher(settings: Settings, context: Context, leads: bool) -> Watcher:
     """Figures to the tracker and the progress line; states kept, and the wish to stop asked, through the context."""
     tracker = context.tracker.open()
-    progress = context.progress(settings.sae.total_tokens, "tokens") if leads else None
+    progress = context.progress(n_steps(settings.sae) * settings.sae.batch_tokens, "tokens") if leads else None
 
     def on_figures(step: int, figures: dict[str, dict[str, Any]]) -> None:
         tokens = step * settings.sae.batch_tokens

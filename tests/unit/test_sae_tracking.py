@@ -10,6 +10,7 @@ import pytest
 from sae_world import World, changed
 
 from pipeline.config import SAEConfigSection
+from pipeline.progress import progress_of
 from pipeline.sae.group import make_group
 from pipeline.sae.planned import planned_sites
 from pipeline.sae.stage import Settings, track
@@ -25,6 +26,8 @@ def test_the_last_measures_stand_where_the_training_ended(tmp_path: Path, total_
     for name in ("unexplained", "dead", "recovered_mean", "loss_clean", "kl", "val_l0"):
         assert [step for step, found in told if found == f"sae/code-l0-2x/{name}"] == [ends]
     assert len(told) == len(set(told)), "no point of a curve is told twice"
+    progress = progress_of(world.store, "test", "cell/sae")
+    assert progress and progress.done == progress.total == ends
 
 
 def tracked(world: World, settings: SAEConfigSection, spool: Path) -> list[tuple[int, str]]:
