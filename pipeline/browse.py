@@ -22,8 +22,8 @@ class _Recipe(BaseModel):
 
     stage: str
     fingerprint: str
-    settings: dict[str, Any]
-    inputs: dict[str, str]
+    settings: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
 
 
 def planned(store: Store, run: str) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,12 @@ def inspect(store: Store, cells: dict[str, dict], *arguments: str) -> int:
     """The command on a run of these cells, whose trainings have these settings."""
     (tokens,) = store.all_of("tokens")
     steps = {
-        f"{cell}/pretrain": {"stage": "pretrain", "settings": settings, "inputs": {"tokens": tokens.fingerprint}}
+        f"{cell}/pretrain": {
+            "stage": "pretrain",
+            "fingerprint": "0" * 32,
+            "settings": settings,
+            "inputs": {"tokens": tokens.fingerprint},
+        }
         for cell, settings in cells.items()
     }
     store.write_note("run", "plan.json", json.dumps({"steps": steps}).encode())
@@ -80,7 +85,8 @@ def test_a_cell_must_be_named_where_they_differ(store, capsys, other):
 
 
 def test_a_cell_must_be_named_where_their_texts_differ(store, capsys):
-    steps = {f"{cell}/pretrain": {"settings": SETTINGS, "inputs": {"tokens": 32 * cell}} for cell in "ab"}
+    recipe = {"stage": "pretrain", "fingerprint": "0" * 32, "settings": SETTINGS}
+    steps = {f"{cell}/pretrain": recipe | {"inputs": {"tokens": 32 * cell}} for cell in "ab"}
     store.write_note("texts", "plan.json", json.dumps({"steps": steps}).encode())
     assert main(["inspect-batch", "--run", "texts", "--store", str(store.root), "--step", "0"]) == 2
     assert "do not take the same batches" in capsys.readouterr().err
