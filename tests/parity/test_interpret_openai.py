@@ -139,7 +139,8 @@ def test_exported_neurons_are_loaded_and_split(package, tmp_path):
     made = {"tokens": cases.tokens_artifact(store, 3000), "pretrain": cases.model_artifact(store)}
     made["activations"] = cases.extract(store, cases.settings(top=8), made)
     names = {"tokens": "tokens", "cell/activations": "activations"}
-    steps = {step: {"stage": stage, "fingerprint": made[stage].fingerprint} for step, stage in names.items()}
+    read = {"inputs": {"tokens": made["tokens"].fingerprint}}
+    steps = {step: read | {"stage": stage, "fingerprint": made[stage].fingerprint} for step, stage in names.items()}
     store.write_note("run", "plan.json", json.dumps({"steps": steps}).encode())
     of_run = ["--run", "run", "--store", str(store.root), "--cell", "cell"]
     assert main(["export-neurons", *of_run, "--out", str(tmp_path / "out")]) == 0
