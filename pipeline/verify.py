@@ -14,7 +14,7 @@ from pipeline.artifacts.manifest import FILE_NAME, fingerprint_of
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.browse import planned
 from pipeline.errors import ArtifactError
-from pipeline.seals import Seal, check_seal, read_seals
+from pipeline.seals import NOTE, Seal, check_seal, read_seals
 
 REPORT = "report"
 EXIT_INCOMPLETE = 10  # nothing is damaged, but not everything is made: the code with which such a sweep ends
@@ -24,27 +24,31 @@ AGAIN = "Run the sweep again: it is made anew."
 def verify(store: Store, run: str) -> int:
     """Print a line a step; 0 when all is whole, 10 when steps are not made yet. Raises ArtifactError when anything is damaged."""
     found = _look(store, run)
-    damaged = []
+    damaged, to_make = [], []
     for step in found.places:
         faults = list(found.faults(step))
         if faults:
             damaged.append(step)
-        elif artifact := found.artifacts.get(step):
-            told = (
-                "" if artifact.manifest.is_sealed else "; its manifest has no seal: it was made before there were any"
-            )
-            size, count = artifact.manifest.total_bytes, len(artifact.manifest.files)
-            print(f"whole    {step}  {size:,} bytes in {count} files{told}", flush=True)
-        else:
+        elif step not in found.artifacts:
+            to_make.append(step)
             print(f"not made {step}", flush=True)
+        elif step == REPORT and (others := found.not_of_the_run(found.artifacts[step])):
+            to_make.append(step)
+            print(f"stale    {step}  it was made before, of other artifacts than the run's: {others}", flush=True)
+        else:
+            manifest = found.artifacts[step].manifest
+            remarks = found.remarks(step)
+            print(
+                f"whole    {step}  {manifest.total_bytes:,} bytes in {len(manifest.files)} files{remarks}", flush=True
+            )
         for fault in faults:
             print(f"DAMAGED  {step}  {fault.what}\n         {fault.fix}", flush=True)
     if damaged:
         told = f"{len(damaged)} of {len(found.places)} steps of {run!r} are not what was made: {', '.join(damaged)}"
         raise ArtifactError(told, fix="What to do is said at each.")
-    if len(found.artifacts) == len(found.places):
+    if not to_make:
         return 0
-    print(f"{len(found.places) - len(found.artifacts)} steps are under way, waiting or failed: `status` says more.")
+    print(f"{len(to_make)} steps are under way, waiting or failed: `status` says more.")
     return EXIT_INCOMPLETE
 
 
@@ -71,8 +75,6 @@ class _Look:
             return
         yield from self._manifest_faults(step, artifact)
         yield from self._file_faults(artifact)
-        if step == REPORT:
-            yield from self._stale(artifact)
         if step in self.seals and not self.store.leads_to(self.run, step, artifact):
             link = f"{self.store.place}/runs/{self.run}/{step}"
             yield ArtifactError(f"{link} does not lead to it", fix="Run the sweep again: the link is made anew.")
@@ -133,15 +135,24 @@ class _Look:
         files = (path for path in artifact.folder.rglob("*") if path.is_file() or path.is_symlink())
         return {path.relative_to(artifact.folder).as_posix() for path in files}
 
-    def _stale(self, report: Artifact) -> Iterator[ArtifactError]:
-        """A report of other artifacts than the run's: of an earlier configuration, or from before a missing step was made."""
+    def not_of_the_run(self, report: Artifact) -> str:
+        """The steps of which a report has another artifact than the run, or none: it is of an earlier configuration, or was
+        made before a missing step was. Empty where there are none."""
         own = {step: artifact.fingerprint for step, artifact in self.artifacts.items() if step != REPORT}
         read = report.manifest.inputs
         gone = {step for step, fingerprint in read.items() if self.places.get(step, ("", ""))[1] != fingerprint}
-        if differing := sorted(gone | {step for step in own if step not in read}):
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            told = f"the report was made before, of other artifacts than the run's: {', '.join(differing[:3])}{more}"
-            yield ArtifactError(told, fix="Run the sweep again to its end: a new report is made.")
+        differing = sorted(gone | {step for step in own if step not in read})
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        return ", ".join(differing[:3]) + more
+
+    def remarks(self, step: str) -> str:
+        """What could not be checked of a whole artifact, since it was made before there were seals, or its seal was lost."""
+        unchecked = []
+        if not self.artifacts[step].manifest.is_sealed:
+            unchecked.append("its manifest has no seal: it was made before there were any")
+        if step not in self.seals:
+            unchecked.append(f"the run's {NOTE} does not name it")
+        return "".join(f"; {remark}" for remark in unchecked)
 
     def _place(self, step: str) -> str:
         return "/".join((self.store.place, *self.places[step]))

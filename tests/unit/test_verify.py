@@ -244,7 +244,17 @@ def test_a_report_of_other_artifacts_is_stale(run: Run, capsys: pytest.CaptureFi
     del plan["steps"]["m/evaluate"]
     run.store.write_note("c", "plan.json", json.dumps(plan).encode())
     run.store.link("c", "n/pretrain", run.make("n/pretrain", ("tokens",)))
-    assert "other artifacts than the run's: m/evaluate, n/pretrain" in damaged(run, capsys)["report"]
+    assert verify(run.store, "c") == 10
+    assert "stale    report  it was made before, of other artifacts than the run's: m/evaluate, n/pretrain" in (
+        capsys.readouterr().out
+    )
+
+
+def test_an_emptied_list_of_seals_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only that list can find is not found then, so nobody may think that it was looked at."""
+    run.store.write_note("c", "seals.json", b"{}")
+    assert verify(run.store, "c") == 0
+    assert capsys.readouterr().out.count("the run's seals.json does not name it") == len(STEPS)
 
 
 def test_a_run_without_a_report_has_one_not_made_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
