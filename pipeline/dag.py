@@ -18,7 +18,7 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.config import Config
 from pipeline.config_grid import points
 from pipeline.config_load import Cell, LoadedConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.evaluate.stage import STAGE as EVALUATE
 from pipeline.interpret.stage import INTERPRET, INTERPRET_FEATURES
 from pipeline.naming import flat, names_of
@@ -186,7 +186,10 @@ def kept(whole: Plan, store: Store) -> dict[str, Artifact]:
 
 def why_made(step: Step, store: Store) -> str:
     """Why a step is not kept: nothing like it yet, or what in its recipe differs from the nearest one there is."""
-    recipes = [artifact.manifest for artifact in store.all_of(step.stage.name)]
+    try:
+        recipes = [artifact.manifest for artifact in store.all_of(step.stage.name)]
+    except ArtifactError as error:  # perhaps another run's: it stops no plan
+        return f"not made yet, or not like this: {error.what}"
     if not recipes:
         return "not made yet"
     own = step.recipe

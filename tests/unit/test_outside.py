@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,10 @@ def test_what_lies_outside_is_in_the_manifest_and_tells_why_a_step_is_made(tmp_p
     assert made and made.manifest.outside == {"file here": "a" * 64}
     assert fingerprint_of(json.loads(made.manifest.to_json())) == made.fingerprint
     assert why_made(steps[1], store) == "differs in outside.file here"
+    (made.folder.parent / "of-another-run").mkdir()
+    (made.folder.parent / "of-another-run" / "manifest.json").write_text("torn", "utf-8")
+    assert "of-another-run is not a manifest" in why_made(steps[1], store), "which stops nobody's plan"
+    shutil.rmtree(made.folder.parent / "of-another-run")
     old = json.loads(made.manifest.to_json())
     del old["outside"], old["sha256"]  # as a manifest was written before
     assert Manifest.from_json(json.dumps(old), "old").outside == {}
