@@ -113,6 +113,8 @@ class Cell:
     @property
     def _planned_tokens(self) -> int:
         planned = self.settings["pretrain"]
+        if self.is_imported:  # by no batches of ours
+            return int(planned["total_tokens"])
         return planned["total_tokens"] // planned["batch_tokens"] * planned["batch_tokens"]
 
     @property
