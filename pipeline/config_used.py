@@ -26,12 +26,12 @@ def as_used(config: Config) -> Config:
     """The configuration with all at its default that cannot change a bit of any of its artifacts."""
     changed = {
         name: section.model_copy(update={key: type(section).model_fields[key].default for key in keys})
-        for name, section, keys in _unused(config)
+        for name, section, keys in unused_settings(config)
     }
     return config.model_copy(update=changed)
 
 
-def _unused(config: Config) -> Iterator[tuple[str, Section, list[str]]]:
+def unused_settings(config: Config) -> Iterator[tuple[str, Section, list[str]]]:
     yield "tokens", config.tokens, list(_of_tokens(config.tokens))
     yield "pretrain", config.pretrain, list(_of_pretrain(config.pretrain))
     if config.activations.layers != "all" and set(config.activations.layers) == set(range(config.model.n_layer)):

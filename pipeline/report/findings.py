@@ -34,9 +34,9 @@ def findings(study: Study, tables: Tables) -> list[Finding]:
 
 
 def _loss(study: Study) -> Finding | None:
-    pair = deepest_pair(study, study.measured, "losses")
+    pair = deepest_pair(study.measured, "losses")
     if pair is None:
-        return _no_pair(study, study.measured, "losses")
+        return _no_pair(study.measured, "losses")
     gap, depth = loss_gap(pair), _layers(pair.crate[0].model.n_layer)
     ratio = pair.crate[0].size.non_embedding / pair.gpt2[0].size.non_embedding
     both = f"{gap.crate:.3f} for CRATE, {gap.gpt2:.3f} for GPT-2"
@@ -62,9 +62,9 @@ def _scores(study: Study, tables: Tables) -> list[Finding]:
         return []
     scored = {row["cell"] for row in rows if row["metric"] == metric}
     cells = [cell for cell in study.cells if cell.is_last and cell.name in scored]
-    pair = deepest_pair(study, cells, "scores")
+    pair = deepest_pair(cells, "scores")
     if pair is None:
-        none = _no_pair(study, cells, "scores")
+        none = _no_pair(cells, "scores")
         return [none] if none else []
     all_rows = [r for r in tables["layer_scores"] if r["family"] == "code" and r["metric"] == metric]
     gaps = score_gaps(pair, all_rows)
@@ -143,11 +143,11 @@ def _equal_layers(pair: Pair, gaps: ScoreGaps) -> str:
     return f" Both: {pair.equal}."
 
 
-def _no_pair(study: Study, cells: list[Cell], of: Measured) -> Finding | None:
+def _no_pair(cells: list[Cell], of: Measured) -> Finding | None:
     """What is told where both architectures were measured and nothing equal is there."""
     if len({cell.architecture for cell in cells}) < len(ARCHITECTURES):
         return None
-    why, names = why_no_pair(study, cells, of), tuple(cell.name for cell in cells)
+    why, names = why_no_pair(cells, of), tuple(cell.name for cell in cells)
     return Finding("no pair", f"{of} of CRATE and GPT-2", f"{why[0].upper()}{why[1:]}.", names)
 
 

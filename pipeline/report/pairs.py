@@ -18,7 +18,6 @@ from typing import Any, Literal
 from pipeline.config import Config
 from pipeline.naming import flat
 from pipeline.report.cells import ARCHITECTURES, IMPORTED_KEY, OWN_KEYS, READING, TOKENS_KEY, Cell, canonical_text
-from pipeline.report.study import Study
 from pipeline.report.text import amount
 
 Measured = Literal["losses", "scores", "both"]
@@ -35,7 +34,7 @@ class Pair:
     equal: str  # what is equal, for a sentence: "41.0k tokens each, 1 layer, width 64, context 256"
 
 
-def pairs(study: Study, cells: Iterable[Cell], of: Measured = "both") -> list[Pair]:
+def pairs(cells: Iterable[Cell], of: Measured = "both") -> list[Pair]:
     """All pairs among `cells`: deepest first, then longest trained, then nearest to the paper's settings.
 
     `cells` are those that have the measure. `of` says what is compared and so must be equal beside the training: for `losses`
@@ -55,14 +54,14 @@ def pairs(study: Study, cells: Iterable[Cell], of: Measured = "both") -> list[Pa
     return sorted(found, key=_order)
 
 
-def deepest_pair(study: Study, cells: Iterable[Cell], of: Measured = "both") -> Pair | None:
-    return next(iter(pairs(study, cells, of)), None)
+def deepest_pair(cells: Iterable[Cell], of: Measured = "both") -> Pair | None:
+    return next(iter(pairs(cells, of)), None)
 
 
-def why_no_pair(study: Study, cells: Iterable[Cell], of: Measured = "both") -> str:
+def why_no_pair(cells: Iterable[Cell], of: Measured = "both") -> str:
     """Why `cells` hold no pair, by the two that come nearest to being one; empty where there is a pair."""
     cells = list(cells)
-    if pairs(study, cells, of):
+    if pairs(cells, of):
         return ""
     for architecture, name in ARCHITECTURES.items():
         if not any(cell.architecture == architecture for cell in cells):

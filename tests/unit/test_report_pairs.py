@@ -50,17 +50,17 @@ class World:
         return gather(ReportSettings("made-up", Config().report, tuple(self.outcomes)), self.inputs)
 
     def pairs(self, of: Measured = "both") -> list[Pair]:
-        return pairs(self.study, self.study.measured, of)
+        return pairs(self.study.measured, of)
 
     def pair(self) -> Pair:
-        found = deepest_pair(self.study, self.study.measured)
+        found = deepest_pair(self.study.measured)
         assert found is not None
         return found
 
     @property
     def why(self) -> str:
-        assert deepest_pair(self.study, self.study.measured) is None
-        return why_no_pair(self.study, self.study.measured)
+        assert deepest_pair(self.study.measured) is None
+        return why_no_pair(self.study.measured)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_cells_of_one_model_are_one_replica_and_seeds_are_several(world: World) 
     world.add("gpt2", seed=0)
     world.add("gpt2", seed=1, failed="pretrain")
     study = world.study
-    pair = deepest_pair(study, [cell for cell in study.cells if cell.val_loss is not None])
+    pair = deepest_pair([cell for cell in study.cells if cell.val_loss is not None])
     assert pair is not None
     assert [cell.seed for cell in pair.crate] == [0, 1] and [cell.seed for cell in pair.gpt2] == [0]
 
@@ -158,10 +158,10 @@ def test_weights_along_the_way_are_compared_at_one_step_of_one_schedule(world: W
     world.add("crate", **kept, checkpoint_step=2)
     world.add("gpt2", **kept, checkpoint_step=2, pretrain__total_tokens=8192)
     cells = [cell for cell in world.study.cells if cell.val_loss is not None]
-    assert deepest_pair(world.study, cells) is None, "the learning rate of one was planned for twice the steps"
+    assert deepest_pair(cells) is None, "the learning rate of one was planned for twice the steps"
     world.add("gpt2", **kept, checkpoint_step=2)
     study = world.study
-    pair = deepest_pair(study, study.cells)
+    pair = deepest_pair(study.cells)
     assert pair is not None and pair.equal.startswith("2.05k tokens each")
 
 

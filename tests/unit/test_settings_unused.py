@@ -25,7 +25,7 @@ from pipeline.config import (
     SteerEdit,
     TokensConfig,
 )
-from pipeline.config_used import _unused
+from pipeline.config_used import unused_settings
 from pipeline.interpret.offline import score_offline
 from pipeline.interpret.reading import sites_of
 from pipeline.interpret.stage import Settings as InterpretSettings
@@ -42,7 +42,7 @@ from pipeline.steer.stage import Settings as SteerSettings
 def both(config: Config, name: str) -> list[Any]:
     """A section of a configuration as it is, and with other values of all that is not used."""
     section: Section = getattr(config, name)
-    (unused,) = [keys for other, _, keys in _unused(config) if other == name]
+    (unused,) = [keys for other, _, keys in unused_settings(config) if other == name]
     values = dict(section)
     changed = {key: other(values[key]) for key in unused}
     assert changed and all(changed[key] != values[key] for key in changed)
