@@ -7,6 +7,7 @@ artifact that is gone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
@@ -39,16 +40,19 @@ def read_seals(store: Store, run: str) -> dict[str, Seal]:
         ) from error
 
 
-def note_seal(store: Store, run: str, step: str, artifact: Artifact) -> None:
-    """Write down what a step's artifact is."""
+def note_seals(store: Store, run: str, artifacts: Mapping[str, Artifact]) -> None:
+    """Write down what the artifacts of some steps are."""
     seals = read_seals(store, run)
-    new = Seal(artifact.manifest.stage, artifact.fingerprint, artifact.manifest.seal)
-    if seals.get(step) != new:
-        told = {name: asdict(seal) for name, seal in sorted((seals | {step: new}).items())}
-        store.write_note(run, NOTE, json.dumps(told, indent=1).encode())
+    new = {
+        step: Seal(artifact.manifest.stage, artifact.fingerprint, artifact.manifest.seal)
+        for step, artifact in artifacts.items()
+    }
+    if seals | new != seals:
+        noted = {name: asdict(seal) for name, seal in sorted((seals | new).items())}
+        store.write_note(run, NOTE, json.dumps(noted, indent=1).encode())
 
 
-def check_seal(seals: dict[str, Seal], step: str, artifact: Artifact, place: str) -> None:
+def check_seal(seals: Mapping[str, Seal], step: str, artifact: Artifact, place: str) -> None:
     """Raise ArtifactError when an artifact is not what it was when it was written down; `place` is the store's."""
     noted = seals.get(step)
     if noted and noted.fingerprint == artifact.fingerprint and noted.seal != artifact.manifest.seal:

@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ class Sweep:
         for name, step in self.wanted.steps.items():
             if name not in self.kept:
                 told |= dict.fromkeys(step.stage.check(self.wanted.config_of(step)) or ())
-        for name, artifact in self.kept.items():
-            self._verify(name, artifact)
+        self._verify(self.kept)
         self._prepare_run()
         to_make = len(self.wanted.steps) - len(self.kept)
         self.console.print(
@@ -162,38 +161,39 @@ class Sweep:
             self.store.delete_note(self.plan.name, STOP_NOTE)
             self.store.write_note(self.plan.name, "plan.json", note.encode())
             self.store.unlink_others(self.plan.name, {name: recipe["fingerprint"] for name, recipe in steps.items()})
-            for name, artifact in self.kept.items():
-                self._take(name, artifact)
+            self._take(self.kept)
         except OSError as error:
             raise disk_error(error, self.store.root) from error
 
-    def _take(self, name: str, artifact: Any) -> str:
-        """Make an artifact one of this run's; returns the link to it."""
-        from pipeline.seals import note_seal
+    def _take(self, artifacts: Mapping[str, Any]) -> dict[str, str]:
+        """Make the artifacts of some steps this run's; returns the links to them."""
+        from pipeline.seals import note_seals
 
-        note_seal(self.store, self.plan.name, name, artifact)
-        return self.store.link(self.plan.name, name, artifact)
+        note_seals(self.store, self.plan.name, artifacts)
+        return {name: self.store.link(self.plan.name, name, artifact) for name, artifact in artifacts.items()}
 
-    def _verify(self, name: str, artifact: Any) -> None:
-        """A kept artifact is hashed before anything is built on it, unless its files are as they were when last hashed.
+    def _verify(self, artifacts: Mapping[str, Any]) -> None:
+        """Reused artifacts are hashed before anything is built on them, unless their files are as they were when last hashed.
 
         Nor is anything built on one that has another seal than when this run made or took it.
         """
         from pipeline.artifacts.verified import verify_once
         from pipeline.seals import check_seal, read_seals
 
-        try:
-            check_seal(read_seals(self.store, self.plan.name), name, artifact, self.store.place)
-            verify_once(self.store, artifact)
-        except ArtifactError as error:
-            raise ArtifactError(f"{name}: {error.what}", fix=error.fix) from error
+        seals = read_seals(self.store, self.plan.name) if artifacts else {}
+        for name, artifact in artifacts.items():
+            try:
+                check_seal(seals, name, artifact, self.store.place)
+                verify_once(self.store, artifact)
+            except ArtifactError as error:
+                raise ArtifactError(f"{name}: {error.what}", fix=error.fix) from error
 
     def _finished_report(self) -> Any:
         from pipeline.dag import report_step
 
         step = report_step(self.plan, self.kept, {})
         if found := self.store.find(step.stage.name, step.fingerprint):
-            self._verify(step.name, found)
+            self._verify({step.name: found})
         return found
 
     def _execute(self) -> int:
@@ -222,7 +222,7 @@ class Sweep:
                 watch.ended(result)
                 tracking.ended(result)
                 if result.artifact:
-                    self._take(result.step, result.artifact)
+                    self._take({result.step: result.artifact})
 
             results = Execution(self.wanted, base, self.kept, tracking.cells, on_result, watch.tick).run()
             if self._stop_requested():
@@ -297,7 +297,7 @@ class Sweep:
             self.console.print(f"[red]missing[/] {name}: {reason}", highlight=False)
 
     def _say_end(self, report: Any, missing: dict[str, str]) -> int:
-        link = self._take("report", report)
+        link = self._take({"report": report})["report"]
         self._say_missing(missing)
         self.console.print(f"report: {link}/index.html", highlight=False)
         return EXIT_INCOMPLETE if missing else 0

@@ -88,7 +88,7 @@ class _Look:
         elif fingerprint_of(asdict(manifest)) != manifest.fingerprint:
             yield ArtifactError(f"{place}: its manifest's settings are not those of its fingerprint", fix=fix)
         try:
-            check_seal(dict(self.seals), step, artifact, self.store.place)
+            check_seal(self.seals, step, artifact, self.store.place)
         except ArtifactError as error:
             yield error
         if others := self._made_of_another(artifact):

@@ -114,6 +114,13 @@ def test_a_training_is_the_same_under_every_name_and_imported_models_are_no_seed
     assert len([row for row in rows if row["metric"] == "anthropic"]) == 4  # folder a was read with two seeds
 
 
+def test_an_imported_model_has_as_many_tokens_as_are_told(sweep: SyntheticSweep) -> None:
+    """Also where it is not made yet: it has no batches of ours to round to."""
+    sweep.add("gpt2", 1, pretrain__checkpoint="a", pretrain__total_tokens=5001, missing={"pretrain": "failed"})
+    (cell,) = study_of(sweep).cells
+    assert cell.train_tokens == cell.training["pretrain.total_tokens"] == 5001
+
+
 def test_one_failed_seed_leaves_the_others_and_a_failed_training_is_no_point(sweep: SyntheticSweep) -> None:
     failed = {stage: "failed" for stage in ("pretrain", "evaluate", "activations", "interpret", "steer")}
     for seed in (0, 1, 2):

@@ -18,7 +18,7 @@ from pipeline.config import RuntimeConfig
 from pipeline.dag import Step
 from pipeline.errors import ArtifactError
 from pipeline.execute import run_step
-from pipeline.seals import check_seal, note_seal, read_seals
+from pipeline.seals import check_seal, note_seals, read_seals
 from pipeline.stage import Context, Stage
 from pipeline.tracking import TrackerSpec
 from pipeline.verify import verify
@@ -47,7 +47,7 @@ class Run:
         plan = {step: self.recipe(step, reads) for step, reads in INPUTS.items()}
         store.write_note(of, "plan.json", json.dumps({"name": of, "steps": plan}).encode())
         for step in self.made:
-            note_seal(store, of, step, self.made[step])
+            note_seals(store, of, {step: self.made[step]})
             store.link(of, step, self.made[step])
 
     def recipe(self, step: str, reads: tuple[str, ...]) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def test_a_step_keeps_the_seals_of_what_it_read(tmp_path: Path) -> None:
     made = run_step(second, context, read)
     assert read.artifact and made.artifact
     assert made.artifact.manifest.input_seals == {"tokens": read.artifact.manifest.seal}
-    note_seal(store, "c", "tokens", read.artifact)
+    note_seals(store, "c", {"tokens": read.artifact})
     check_seal(read_seals(store, "c"), "tokens", read.artifact, store.place)
     sealed_again = dataclasses.replace(read.artifact.manifest, summary={"n": 2})
     with pytest.raises(ArtifactError, match="another seal"):
