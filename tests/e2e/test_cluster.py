@@ -53,10 +53,15 @@ def test_a_job_is_stopped_goes_on_and_outlives_a_node_that_dies_and_one_that_is_
         assert "Run the same command to go on" in nodes.job_log(JOB)
         assert list(store.glob(".scratch/*/resume/0*")) and not list(store.glob("pretrain/*"))
 
-        forgotten = nodes.job("delete", JOB)  # the id is free again; the store forgets nothing
-        assert forgotten.returncode == 0, forgotten.stdout + forgotten.stderr
-        second = nodes.submit(JOB, config)
-        assert second.returncode == 0, second.stdout + second.stderr
+        def goes_on() -> bool:  # the id is free again; the store forgets nothing
+            forgotten = nodes.job("delete", JOB)
+            assert forgotten.returncode == 0, forgotten.stdout + forgotten.stderr
+            again = nodes.submit(JOB, config)
+            late = "already exists" in again.stdout + again.stderr  # Ray's watch of the job wrote it down once more
+            assert late or again.returncode == 0, again.stdout + again.stderr
+            return not late
+
+        wait_until(goes_on)
         wait_until(lambda: trained(store)[1] >= 2_500 and trained(store)[0] >= trained(store)[1] + 1_000)
 
         dying, leaving = [node for node in nodes.workers if trainers(node)]  # two models, on two nodes

@@ -100,10 +100,11 @@ def test_verify_knows_all_that_the_sweep_made_and_so_does_the_sweep(
     of_run = ("verify", "--run", "tiny", "--store", str(store))
     assert main([*of_run]) == 0
     assert "whole    report " in capsys.readouterr().out
-    path = next((store / "evaluate").glob("*/manifest.json"))
+    run = store / "runs" / "tiny"  # the store has reports of other tests' runs, too
+    path = run / "crate-1l" / "evaluate" / "manifest.json"
     manifest = Manifest.from_json(path.read_text(), "")
     path.write_text(dataclasses.replace(manifest, summary=manifest.summary | {"val_loss": 1.5}).to_json())
-    next((store / "report").glob("*/tables/cells.csv")).write_text("cell")
+    (run / "report" / "tables" / "cells.csv").write_text("cell")
     assert main([*of_run]) == 3
     told = capsys.readouterr().out
     assert told.count("DAMAGED") == 3 and "cells.csv is damaged" in told and "is not what report was made of" in told
