@@ -270,6 +270,14 @@ def test_no_override_is_hidden_by_a_later_one(tmp_path: Path) -> None:
     assert loaded(tmp_path, {}, "model={n_head: 2}", "model.n_layer=2", "model.n_layer=2").config.model.n_layer == 2
 
 
+def test_no_override_replaces_a_list_of_grids(tmp_path: Path) -> None:
+    grids = [{"model.n_layer": [1, 2]}, {"model.n_layer": [3]}]
+    with pytest.raises(ConfigError, match=r"--set grid.seed=\[0, 1\] would replace all of grid, which .*:3 sets"):
+        loaded(tmp_path, grids, "grid.seed=[0, 1]")
+    cells = loaded(tmp_path, grids[0], "grid.seed=[0, 1]").cells()
+    assert {(cell.config.model.n_layer, cell.config.seed) for cell in cells} == {(1, 0), (1, 1), (2, 0), (2, 1)}
+
+
 @pytest.mark.parametrize(
     ("grid", "what"),
     [
