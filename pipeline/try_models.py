@@ -80,7 +80,9 @@ def sample(store: Store, options: argparse.Namespace) -> int:
         steps = planned(store, options.run)
         cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
         models = {cell: _model(store, options.run, cell) for cell in cells}
-    models |= {folder.name: imported(folder) for folder in options.checkpoint}
+    names = [*models, *(folder.name for folder in options.checkpoint)]
+    for folder in options.checkpoint:  # by its path where its name alone is another model's too
+        models[folder.name if names.count(folder.name) == 1 else str(folder)] = imported(folder)
     if not models:
         raise ConfigError("no model is named", fix="Give --run NAME, or --checkpoint FOLDER.")
     config = _checked({"temperature": options.temperature, "top_k": options.top_k, "sample_tokens": options.tokens})

@@ -92,6 +92,16 @@ def test_imported_models_stand_beside_those_of_a_run(told: Told) -> None:
     assert text.split("imported-2l")[-1] == alone.split("imported-2l")[-1]
 
 
+def test_folders_of_one_name_are_models_of_their_own(told: Told, world: World) -> None:
+    root = world.store.root.parent
+    for folder in ("a/m", "b/m", "crate-2l"):
+        save_checkpoint(world.model, root / folder)
+    text = told("sample", "--checkpoint", "./a/m", "./b/m", "--prompt", "Beijing is", "--tokens", "2")
+    assert text.count(str(root / "a/m")) == text.count(str(root / "b/m")) == 2
+    text = told("sample", "--run", "run", "--checkpoint", "./crate-2l", "--prompt", "Beijing is", "--tokens", "2")
+    assert text.count(str(root / "crate-2l")) == 2 and text.count("crate-2l") == 4
+
+
 def test_a_feature_with_its_error_kept_or_not(told: Told) -> None:
     feature = (*OF_RUN, *UNIT, "--site", "code-l0-2x", *SHORT)
     assert "(with the error kept)" in told("steer", *feature)
