@@ -43,8 +43,12 @@ def verify(store: Store, run: str) -> int:
             )
         for fault in faults:
             print(f"DAMAGED  {step}  {fault.what}\n         {fault.fix}", flush=True)
+    for name in [name for name in store.links(run) if name not in found.places]:
+        damaged.append(name)
+        print(f"DAMAGED  {name}  {store.place}/runs/{run}/{name} leads to what is no step of the run", flush=True)
+        print("         Delete that link, or run the sweep again, which takes it away.", flush=True)
     if damaged:
-        told = f"{len(damaged)} of {len(found.places)} steps of {run!r} are not what was made: {', '.join(damaged)}"
+        told = f"{len(damaged)} of {len({*found.places, *damaged})} steps of {run!r} are not what was made: {', '.join(damaged)}"
         raise ArtifactError(told, fix="What to do is said at each.")
     if not to_make:
         return 0

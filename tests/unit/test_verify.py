@@ -246,10 +246,21 @@ def test_a_report_of_other_artifacts_is_stale(run: Run, capsys: pytest.CaptureFi
     del plan["steps"]["m/evaluate"]
     run.store.write_note("c", "plan.json", json.dumps(plan).encode())
     run.store.link("c", "n/pretrain", run.make("n/pretrain", ("tokens",)))
+    run.store.unlink_others("c", {step: recipe["fingerprint"] for step, recipe in plan["steps"].items()})
     assert verify(run.store, "c") == 10
     assert "stale    report  it was made before, of other artifacts than the run's: m/evaluate, n/pretrain" in (
         capsys.readouterr().out
     )
+
+
+def test_what_is_linked_and_no_step_of_the_run_is_found(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model's artifact put among this run's; a step taken out of the plan, which would be looked at no more."""
+    run.store.link("c", "n/pretrain", run.made["m/pretrain"])
+    assert set(damaged(run, capsys)) == {"n/pretrain"}
+    plan = json.loads(run.store.read_note("c", "plan.json") or b"")
+    del plan["steps"]["m/evaluate"]
+    run.store.write_note("c", "plan.json", json.dumps(plan).encode())
+    assert set(damaged(run, capsys)) == {"m/evaluate", "n/pretrain"}
 
 
 def test_an_emptied_list_of_seals_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
