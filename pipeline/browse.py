@@ -82,7 +82,7 @@ def show_status(store: Store, run: str) -> int:
         if store.find(recipe["stage"], recipe["fingerprint"]):
             n_made += 1
             table.add_row(name, "[green]made[/]", "")
-        elif state:
+        elif state and state.fingerprint in ("", recipe["fingerprint"]):  # not of an earlier configuration
             quiet = time.time() - state.updated
             word = "running" if quiet < ALIVE_SECONDS else f"quiet for {duration(quiet)}"
             table.add_row(name, word, progress_text(state))
