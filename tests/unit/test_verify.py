@@ -270,6 +270,20 @@ def test_an_emptied_list_of_seals_is_told(run: Run, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("the run's seals.json does not name it") == len(STEPS)
 
 
+@pytest.mark.parametrize("field", ["fingerprint", "stage"])
+def test_a_list_that_names_another_artifact_of_a_step_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    """Changed by hand; or of an earlier configuration, when the driver died before it took the step: its link is not there."""
+    seals = json.loads(run.store.read_note("c", "seals.json") or b"")
+    seals["m/evaluate"][field] = "0" * 32
+    run.store.write_note("c", "seals.json", json.dumps(seals).encode())
+    (run.store.run_folder("c") / "m/evaluate").unlink()
+    assert verify(run.store, "c") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "does not name it" in line]
+    assert len(told) == 1 and "m/evaluate" in told[0]
+
+
 def test_a_run_without_a_report_has_one_not_made_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (run.store.run_folder("c") / "report").unlink()
     run.store.delete_note("c", "seals.json")
