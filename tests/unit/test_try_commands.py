@@ -114,6 +114,17 @@ def test_an_autoencoder_that_lies_elsewhere(told: Told, folder: str, layer: str)
     assert f"clamp feature 100 of {folder} to 2" in text
 
 
+def test_an_autoencoder_of_earlier_weights_of_the_model_is_refused(told: Told, world: World) -> None:
+    making = world.store.making_folder("6" * 32)
+    write_sae(making, site(), autoencoder(), {"pretrain": world.pretrain.fingerprint})
+    recipe = {"stage": "sae", "version": 1, "fingerprint": "6" * 32, "settings": {"checkpoint_step": 4}, "inputs": {}}
+    early = world.store.publish(making, recipe, {}, {}).folder / "code-l0-2x"
+    said = told("steer", *OF_RUN, *UNIT, "--sae", str(early), *SHORT, status=2)
+    assert "was trained on the weights of another step: 4, not last" in said
+    own = world.store.get("sae", "5" * 32).folder / "code-l0-2x"
+    assert "clamp feature 12 of code-l0-2x to 5" in told("steer", *OF_RUN, *UNIT, "--sae", str(own), *SHORT)
+
+
 def test_export_sae_writes_what_saelens_reads(told: Told, world: World, tmp_path: Path) -> None:
     told("export-sae", *OF_RUN, "--site", "code-l0-2x", "--out", str(tmp_path / "out"))
     back, point = import_saelens(tmp_path / "out")
