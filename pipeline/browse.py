@@ -82,7 +82,7 @@ def show_status(store: Store, run: str) -> int:
         if store.find(recipe["stage"], recipe["fingerprint"]):
             n_made += 1
             table.add_row(name, "[green]made[/]", "")
-        elif state:
+        elif state and state.fingerprint in ("", recipe["fingerprint"]):  # not of an earlier configuration
             quiet = time.time() - state.updated
             word = "running" if quiet < ALIVE_SECONDS else f"quiet for {duration(quiet)}"
             table.add_row(name, word, progress_text(state))
@@ -130,6 +130,13 @@ def _training(store: Store, run: str, cell: str | None) -> tuple[str, dict[str, 
     found = {name.removesuffix("/pretrain"): recipe for name, recipe in steps if name.endswith("/pretrain")}
     if cell and cell not in found:
         raise ArtifactError(f"the run {run!r} has no cell {cell!r}", fix=f"It has: {', '.join(found)}.")
+    imported = [name for name, recipe in found.items() if recipe["settings"]["pretrain"].get("checkpoint")]
+    found = {name: recipe for name, recipe in found.items() if name not in imported}
+    if cell in imported or not found:
+        raise ConfigError(
+            f"{cell or ', '.join(imported)} was trained elsewhere, on batches that are not known here",
+            fix=f"Name a cell that was trained here: {', '.join(found) or 'this run has none'}.",
+        )
     named = {cell: found[cell]} if cell else found
     settings = [recipe["settings"] for recipe in named.values()]
     texts = {recipe["inputs"]["tokens"] for recipe in named.values()}

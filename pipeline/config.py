@@ -22,10 +22,16 @@ def _distinct(values: Any) -> Any:
     return values
 
 
+def _sorted(values: Any) -> Any:
+    """Layers are read in their order, whatever order they are named in."""
+    return tuple(sorted(values)) if isinstance(values, tuple) else values
+
+
 Distinct = AfterValidator(_distinct)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Layers = Annotated[tuple[Count, ...] | Literal["all"], Distinct, AfterValidator(_sorted)]
 
 
 class Section(BaseModel):
@@ -107,7 +113,7 @@ class ActivationsConfig(Section):
     per_quantile: Positive = 20  # excerpts kept a neuron and quantile bin
     quantile_tokens: Positive = 262_144  # of hash-chosen rows, on which the quantiles are measured; `paper`: all
     tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
-    layers: Annotated[tuple[Count, ...] | Literal["all"], Distinct] = "all"
+    layers: Layers = "all"
     batch_rows: Positive = 8  # rows a forward pass: its shape changes rounding, so it belongs to the result
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -118,7 +124,7 @@ class SAEConfigSection(Section):
     expansions: Annotated[
         tuple[Positive, ...], Distinct
     ] = ()  # features = expansion x the tap's width; the paper has 16
-    layers: Annotated[tuple[Count, ...] | Literal["all"], Distinct] = "all"
+    layers: Layers = "all"
     tap: Literal["code", "out", "attention_mix", "attention_out", "residual_mid", "feedforward_norm"] = "code"
     variant: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
     l1: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Distinct] = (

@@ -71,6 +71,7 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Load
                 fix="Write for example --set pretrain.batch_tokens=2048.",
             )
         keys = tuple(key.strip().split("."))
+        _check_mappings_above(tree, keys, override, places)
         tree = _with_value(tree, keys, _parse_value(text, override))
         places = {other: place for other, place in places.items() if other[: len(keys)] != keys}
         places[keys] = f"--set {override}"
@@ -141,6 +142,21 @@ def _to_python(node: yaml.Node, path: Path, keys: tuple[str, ...], places: Place
         return [_to_python(child, path, (*keys, str(i)), places) for i, child in enumerate(node.value)]
     value = yaml.SafeLoader("").construct_object(node)
     return _number(value) if isinstance(node, yaml.ScalarNode) and node.style is None else value
+
+
+def _check_mappings_above(tree: Tree, keys: tuple[str, ...], override: str, places: Places) -> None:
+    """Raises ConfigError where a `--set` would put a mapping in the place of a list or a number, as of a list of grids."""
+    above: Any = tree
+    for depth, key in enumerate(keys[:-1], 1):
+        above = above.get(key)
+        if above is None:
+            return
+        if not isinstance(above, dict):
+            section = ".".join(keys[:depth])
+            raise ConfigError(
+                f"--set {override} would replace all of {section}, which {_place_of(keys[:depth], places)} sets",
+                fix=f"Write it anew: --set '{section}=...'.",
+            )
 
 
 def _with_value(tree: Tree, keys: tuple[str, ...], value: Any) -> Tree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config import (
+    ActivationsConfig,
     Config,
     InterpretConfig,
     PretrainConfig,
@@ -19,6 +20,7 @@ OF_A_LANGUAGE_MODEL = (
     *("explainer_model", "explainer_revision", "simulator_model", "simulator_revision", "dtype", "prompts"),
     *("temperature", "max_explanation_tokens", "control_neurons", "budget", "price_in", "price_out"),
 )
+OF_AN_EXPLAINER = ("explainer_model", "explainer_revision", "temperature", "max_explanation_tokens")
 RESAMPLING = ("resample_steps", "resample_window_steps", "resample_rows")
 
 
@@ -34,8 +36,7 @@ def as_used(config: Config) -> Config:
 def unused_settings(config: Config) -> Iterator[tuple[str, Section, list[str]]]:
     yield "tokens", config.tokens, list(_of_tokens(config.tokens))
     yield "pretrain", config.pretrain, list(_of_pretrain(config.pretrain))
-    if config.activations.layers != "all" and set(config.activations.layers) == set(range(config.model.n_layer)):
-        yield "activations", config.activations, ["layers"]
+    yield "activations", config.activations, list(_of_activations(config.activations, config.model.n_layer))
     yield "sae", config.sae, list(_of_sae(config.sae, config.model.n_layer))
     yield "interpret", config.interpret, list(_of_interpret(config.interpret))
     yield "steer", config.steer, list(_of_steer(config.steer, bool(config.sae.expansions)))
@@ -55,6 +56,13 @@ def _of_pretrain(recipe: PretrainConfig) -> Iterator[str]:
         yield "decay_fraction"
 
 
+def _of_activations(activations: ActivationsConfig, n_layer: int) -> Iterator[str]:
+    if activations.layers == tuple(range(n_layer)):
+        yield "layers"
+    if activations.protocol == "paper":  # its quantiles are of all tokens
+        yield "quantile_tokens"
+
+
 def _of_sae(sae: SAEConfigSection, n_layer: int) -> Iterator[str]:
     if not sae.expansions:
         yield from SAEConfigSection.model_fields
@@ -63,6 +71,8 @@ def _of_sae(sae: SAEConfigSection, n_layer: int) -> Iterator[str]:
         yield "layers"
     used = {"relu": ("l1", *RESAMPLING), "jumprelu": ("l0",)}.get(sae.variant, ("k", "dead_after_tokens"))
     yield from (name for name in ("l1", "k", "l0", "dead_after_tokens", *RESAMPLING) if name not in used)
+    if not sae.resample_steps:
+        yield from RESAMPLING
 
 
 def _of_interpret(interpret: InterpretConfig) -> Iterator[str]:
@@ -71,6 +81,13 @@ def _of_interpret(interpret: InterpretConfig) -> Iterator[str]:
             yield name
     if interpret.simulator_kind == "token_table":
         yield from OF_A_LANGUAGE_MODEL
+    judges = {interpret.explainer, interpret.simulator_kind}
+    if "token_table" in judges:  # explains, whoever simulates
+        yield from OF_AN_EXPLAINER
+    if not judges & {"transformers", "vllm"}:
+        yield "dtype"
+    if not judges & {"http", "http_numbers"}:
+        yield from ("budget", "price_in", "price_out")
 
 
 def _of_steer(steer: SteerConfig, has_features: bool) -> Iterator[str]:
@@ -80,3 +97,7 @@ def _of_steer(steer: SteerConfig, has_features: bool) -> Iterator[str]:
         yield from ("neurons", "features")
     elif not has_features:
         yield "features"
+    if not steer.sample_tokens:
+        yield from ("temperature", "top_k")
+    elif not steer.temperature:  # the likeliest word is taken
+        yield "top_k"

@@ -32,6 +32,7 @@ class ProgressState:
     updated: float
     facts: dict[str, Any] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)  # sentences that a person is to read once
+    fingerprint: str = ""  # of what is being made: another configuration of this name may have a step of this name
 
     @property
     def rate(self) -> float:
@@ -47,12 +48,12 @@ class ProgressState:
 class Progress:
     """The writing end. `update` is cheap: it writes every now and then, and always at the end."""
 
-    def __init__(self, store: Store, run_name: str, step: str, total: float, unit: str) -> None:
+    def __init__(self, store: Store, run_name: str, step: str, total: float, unit: str, fingerprint: str = "") -> None:
         self.store, self.run_name = store, run_name
         self.note = _note(step)
         self.pause_seconds = WRITE_FAR_EVERY_SECONDS if store.storage else WRITE_EVERY_SECONDS
         now = time.time()
-        self.state = ProgressState(step, 0, total, unit, now, 0, now)
+        self.state = ProgressState(step, 0, total, unit, now, 0, now, fingerprint=fingerprint)
         self._written = 0.0
 
     def start_at(self, done: float, told: Iterable[str] = ()) -> None:

@@ -60,3 +60,23 @@ def check_seal(seals: Mapping[str, Seal], step: str, artifact: Artifact, place: 
             f"{place}/{artifact.below} is not what it was when this run made or took it: its manifest has another seal",
             fix=f"Bring it back, or delete it and run again. If it was made anew on purpose: delete the run's {NOTE} instead.",
         )
+
+
+def check_made_of(artifacts: Mapping[str, Artifact], place: str) -> None:
+    """Raise ArtifactError when some were made of another content of an input than lies there now.
+
+    So it is after an input was deleted and made anew, and came out otherwise: on another machine, with other workers.
+    """
+    now = {artifact.fingerprint: (step, artifact.manifest.seal) for step, artifact in artifacts.items()}
+    stale: dict[str, str] = {}
+    for step, artifact in artifacts.items():
+        for name, fingerprint in artifact.manifest.inputs.items():
+            read, seal = now.get(fingerprint, ("", ""))
+            if read and artifact.manifest.input_seals.get(name, seal) != seal:
+                stale.setdefault(step, read)
+    if stale:
+        folders = dict.fromkeys(f"{place}/{artifacts[step].below}" for step in stale)
+        raise ArtifactError(
+            "; ".join(f"{step} was made of another {read} than there is now" for step, read in stale.items()),
+            fix=f"Bring the input back, or delete what was made of it and run again: {', '.join(folders)}",
+        )

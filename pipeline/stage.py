@@ -67,7 +67,7 @@ class Context:
 
     def progress(self, total: float, unit: str) -> Progress:
         """A progress line for this step; `total` in `unit`s."""
-        return Progress(self.store, self.run_name, self.step_name, total, unit)
+        return Progress(self.store, self.run_name, self.step_name, total, unit, self.fingerprint)
 
 
 @dataclass(frozen=True)

@@ -172,13 +172,14 @@ class Sweep:
         note_seals(self.store, self.plan.name, artifacts)
         return {name: self.store.link(self.plan.name, name, artifact) for name, artifact in artifacts.items()}
 
-    def _verify(self, artifacts: Mapping[str, Any]) -> None:
+    def _verify(self, artifacts: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> None:
         """Reused artifacts are hashed before anything is built on them, unless their files are as they were when last hashed.
 
-        Nor is anything built on one that has another seal than when this run made or took it.
+        Nor is anything built on one that has another seal than when this run made or took it, or that was made of another
+        content of its inputs than they have; inputs may be `beside` them.
         """
         from pipeline.artifacts.verified import verify_once
-        from pipeline.seals import check_seal, read_seals
+        from pipeline.seals import check_made_of, check_seal, read_seals
 
         seals = read_seals(self.store, self.plan.name) if artifacts else {}
         for name, artifact in artifacts.items():
@@ -187,18 +188,20 @@ class Sweep:
                 verify_once(self.store, artifact)
             except ArtifactError as error:
                 raise ArtifactError(f"{name}: {error.what}", fix=error.fix) from error
+        check_made_of({**(beside or {}), **artifacts}, self.store.place)
 
     def _finished_report(self) -> Any:
         from pipeline.dag import report_step
 
         step = report_step(self.plan, self.kept, {})
         if found := self.store.find(step.stage.name, step.fingerprint):
-            self._verify({step.name: found})
+            self._verify({step.name: found}, self.kept)
         return found
 
     def _execute(self) -> int:
         from pipeline import runtime
         from pipeline.execute import Execution
+        from pipeline.seals import check_made_of
         from pipeline.stage import Context
         from pipeline.sweep_tracking import SweepTracking
         from pipeline.watch import Watch
@@ -228,11 +231,12 @@ class Sweep:
             if self._stop_requested():
                 self.console.print("Stopped as asked; what is done is kept. Run the same command to go on.")
                 return STOPPED_BY_SIGNAL + signal.SIGTERM
+            check_made_of({name: r.artifact for name, r in results.items() if r.artifact}, self.store.place)
             missing = {name: result.missing for name, result in results.items() if result.missing}
             if self.until != "report":
                 tracking.finished = True
                 return self._say_part(missing)
-            report = self._report(results, missing, base)
+            report = self.make_report(results, missing, base)
             on_result(report)
             if report.artifact is None:
                 raise report.error
@@ -247,8 +251,8 @@ class Sweep:
         logging.captureWarnings(True)
         return path
 
-    def _report(self, results: dict[str, Any], missing: dict[str, str], base: Any) -> Any:
-        """Make the report here, in the driver: it only reads small tables."""
+    def make_report(self, results: dict[str, Any], missing: dict[str, str], base: Any) -> Any:
+        """Make the report here, in the driver: it only reads small tables. One that is there already is checked."""
         from dataclasses import replace
 
         from pipeline.dag import report_step
@@ -257,7 +261,10 @@ class Sweep:
         made = {name: result.artifact for name, result in results.items() if result.artifact}
         step = report_step(self.plan, made, missing)
         context = replace(base, step_name=step.name, fingerprint=step.fingerprint)
-        return run_step(step, context, *(results[name] for name in step.inputs))
+        report = run_step(step, context, *(results[name] for name in step.inputs))
+        if report.artifact and not report.made:
+            self._verify({step.name: report.artifact}, made)
+        return report
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

@@ -58,7 +58,9 @@ class SweepTracking:
             dataset = {
                 "name": text,
                 "digest": digest,
-                "context": "training",
+                "context": "evaluation"
+                if cell.config.pretrain.checkpoint
+                else "training",  # imported: not trained on it
                 "source": f"{store.place}/tokens/{digest}",
             }
             fingerprint = plan.steps[f"{cell.name}/pretrain"].fingerprint

@@ -17,7 +17,8 @@ from crate_model.checkpoint import load_checkpoint
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder
 from pipeline.artifacts import saelens, saes
-from pipeline.artifacts.checkpoint import load_model
+from pipeline.artifacts.checkpoint import KeptStep, load_model
+from pipeline.artifacts.manifest import FILE_NAME, Manifest
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.browse import artifact_of, planned
 from pipeline.config import SteerConfig
@@ -29,18 +30,20 @@ def steer(store: Store, options: argparse.Namespace) -> int:
     from pipeline.steer.show import print_steering
 
     known: dict[str, tuple[str, SparseAutoencoder]] = {}
+    step: KeptStep = "last"
     if options.checkpoint:
         model, made_of = imported(options.checkpoint), None
     elif options.run and options.cell:
         pretrain = artifact_of(store, options.run, f"{options.cell}/pretrain")
-        model, made_of = _model(store, options.run, options.cell), pretrain.fingerprint
+        step = _step_read(store, options.run, options.cell)
+        model, made_of = load_model(pretrain, step), pretrain.fingerprint
         if f"{options.cell}/sae" in planned(store, options.run):
             made = artifact_of(store, options.run, f"{options.cell}/sae")
             known = {site.name: (site.point, saes.load_sae(made, site)) for site in saes.sites(made)}
     else:
         raise ConfigError("no model is named", fix="Give --run and --cell, or --checkpoint FOLDER.")
     if options.sae:
-        name, point, sae = sae_in(options.sae, made_of)
+        name, point, sae = sae_in(options.sae, made_of, step)
         known[name] = (point, sae)
         options.site = options.site or name
     print_steering(model, known, _steer_config(options), Console())
@@ -57,8 +60,11 @@ def imported(folder: Path) -> LanguageModel:
         ) from error
 
 
-def sae_in(folder: Path, pretrain: str | None) -> tuple[str, str, SparseAutoencoder]:
-    """Name, tap and autoencoder of a folder, ours or SAELens's. Raises ConfigError for one of another model than `pretrain`."""
+def sae_in(folder: Path, pretrain: str | None, step: KeptStep = "last") -> tuple[str, str, SparseAutoencoder]:
+    """Name, tap and autoencoder of a folder, ours or SAELens's.
+
+    Raises ConfigError for one of another model than `pretrain`, or of other weights of it than those of `step`.
+    """
     if (folder / saelens.CONFIG).is_file():
         sae, point = saelens.import_saelens(folder)
         return folder.name, point, sae
@@ -68,7 +74,22 @@ def sae_in(folder: Path, pretrain: str | None) -> tuple[str, str, SparseAutoenco
             f"{folder} was trained on another model: {trained_on.get('pretrain')}, not {pretrain}",
             fix="Name the cell whose autoencoder it is, or leave --sae out to use the cell's own.",
         )
+    trained_at = _trained_at(folder)
+    if pretrain and trained_at not in (None, step):
+        raise ConfigError(
+            f"{folder} was trained on the weights of another step: {trained_at}, not {step}",
+            fix="Name the cell whose autoencoder it is, or leave --sae out to use the cell's own.",
+        )
     return site.name, site.point, saes.read_sae(folder / saes.CONFIG, folder / saes.WEIGHTS)
+
+
+def _trained_at(folder: Path) -> KeptStep | None:
+    """The step whose weights an autoencoder was trained on, as its artifact says; None for one that was taken out of it."""
+    manifest = folder.resolve().parent / FILE_NAME
+    if not manifest.is_file():
+        return None
+    settings = Manifest.from_json(manifest.read_text("utf-8"), str(manifest.parent)).settings
+    return settings.get("checkpoint_step", "last")
 
 
 def sample(store: Store, options: argparse.Namespace) -> int:
@@ -80,7 +101,9 @@ def sample(store: Store, options: argparse.Namespace) -> int:
         steps = planned(store, options.run)
         cells = options.cell or sorted(name.partition("/")[0] for name in steps if name.endswith("/pretrain"))
         models = {cell: _model(store, options.run, cell) for cell in cells}
-    models |= {folder.name: imported(folder) for folder in options.checkpoint}
+    names = [*models, *(folder.name for folder in options.checkpoint)]
+    for folder in options.checkpoint:  # by its path where its name alone is another model's too
+        models[folder.name if names.count(folder.name) == 1 else str(folder)] = imported(folder)
     if not models:
         raise ConfigError("no model is named", fix="Give --run NAME, or --checkpoint FOLDER.")
     config = _checked({"temperature": options.temperature, "top_k": options.top_k, "sample_tokens": options.tokens})
@@ -110,9 +133,12 @@ def compare(store: Store, options: argparse.Namespace) -> int:
 
 def _model(store: Store, run: str, cell: str) -> LanguageModel:
     """The weights that the cell's stages read."""
-    made = artifact_of(store, run, f"{cell}/pretrain")
+    return load_model(artifact_of(store, run, f"{cell}/pretrain"), _step_read(store, run, cell))
+
+
+def _step_read(store: Store, run: str, cell: str) -> KeptStep:
     settings = [recipe["settings"] for name, recipe in planned(store, run).items() if name.startswith(f"{cell}/")]
-    return load_model(made, next((s["checkpoint_step"] for s in settings if "checkpoint_step" in s), "last"))
+    return next((s["checkpoint_step"] for s in settings if "checkpoint_step" in s), "last")
 
 
 def _made(store: Store, run: str) -> dict[str, Artifact]:

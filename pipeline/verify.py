@@ -43,8 +43,12 @@ def verify(store: Store, run: str) -> int:
             )
         for fault in faults:
             print(f"DAMAGED  {step}  {fault.what}\n         {fault.fix}", flush=True)
+    for name in [name for name in store.links(run) if name not in found.places]:
+        damaged.append(name)
+        print(f"DAMAGED  {name}  {store.place}/runs/{run}/{name} leads to what is no step of the run", flush=True)
+        print("         Delete that link, or run the sweep again, which takes it away.", flush=True)
     if damaged:
-        told = f"{len(damaged)} of {len(found.places)} steps of {run!r} are not what was made: {', '.join(damaged)}"
+        told = f"{len(damaged)} of {len({*found.places, *damaged})} steps of {run!r} are not what was made: {', '.join(damaged)}"
         raise ArtifactError(told, fix="What to do is said at each.")
     if not to_make:
         return 0
@@ -69,13 +73,13 @@ class _Look:
             yield self.unreadable[step]
         artifact = self.artifacts.get(step)
         if artifact is None:
-            seal = self.seals.get(step)
-            if step not in self.unreadable and seal and (seal.stage, seal.fingerprint) == self.places[step]:
+            if step not in self.unreadable and self._is_listed(step):
                 yield ArtifactError(f"{self._place(step)} was made and is gone", fix=AGAIN)
             return
         yield from self._manifest_faults(step, artifact)
         yield from self._file_faults(artifact)
-        if step in self.seals and not self.store.leads_to(self.run, step, artifact):
+        taken = self._is_listed(step) or self.store.linked(self.run, step)
+        if taken and not self.store.leads_to(self.run, step, artifact):
             link = f"{self.store.place}/runs/{self.run}/{step}"
             yield ArtifactError(f"{link} does not lead to it", fix="Run the sweep again: the link is made anew.")
 
@@ -150,9 +154,14 @@ class _Look:
         unchecked = []
         if not self.artifacts[step].manifest.is_sealed:
             unchecked.append("its manifest has no seal: it was made before there were any")
-        if step not in self.seals:
+        if not self._is_listed(step):
             unchecked.append(f"the run's {NOTE} does not name it")
         return "".join(f"; {remark}" for remark in unchecked)
+
+    def _is_listed(self, step: str) -> bool:
+        """Whether the run's list has a step's artifact, and not that of an earlier configuration."""
+        seal = self.seals.get(step)
+        return seal is not None and (seal.stage, seal.fingerprint) == self.places[step]
 
     def _place(self, step: str) -> str:
         return "/".join((self.store.place, *self.places[step]))

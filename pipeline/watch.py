@@ -54,8 +54,9 @@ class Watch:
     def ended(self, result: Result) -> None:
         self.ended_steps.add(result.step)
         state = progress_of(self.store, self.run_name, result.step)
-        if state and state.updated >= self.began:
-            self._tell([state])
+        if state and state.updated < self.began:  # of an earlier sweep: this one had nothing to tell
+            state = None
+        self._tell([state] if state else [])
         if result.artifact:
             facts = facts_text(state.facts) if state else ""
             mark, text = "[green]made[/]", f"{duration(result.seconds)}  {facts}"

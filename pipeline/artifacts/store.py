@@ -297,13 +297,22 @@ class Store:
 
         The report's stays until there is another one.
         """
-        folder = self.run_folder(run_name)
-        for link in [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_symlink()]:
-            name = link.relative_to(folder).as_posix()
-            if name != "report" and link.readlink().name != planned.get(name):
-                link.unlink()
+        for name in self.links(run_name):
+            if name != "report" and self.linked(run_name, name).rpartition("/")[2] != planned.get(name):
+                (self.run_folder(run_name) / name).unlink(missing_ok=True)
                 if self.storage:
                     self.delete_note(run_name, f"{name}.json")
+
+    def links(self, run_name: str) -> list[str]:
+        """The names of all links of a run, whatever machine made them."""
+        if self.storage:
+            below = f"runs/{run_name}/"
+            notes = [name.removeprefix(below) for name in self.storage.names(below) if name.endswith(".json")]
+            names = [note.removesuffix(".json") for note in notes if note.count("/") <= 1]
+            return [name for name in names if self.linked(run_name, name)]
+        folder = self.run_folder(run_name)
+        paths = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_symlink()]
+        return sorted(path.relative_to(folder).as_posix() for path in paths)
 
     def _read(self, name: str) -> bytes | None:
         if self.storage:

@@ -36,6 +36,7 @@ def stored_bytes(config: Config) -> dict[str, int]:
     weights = 4 * count_parameters(model).total
     steps = recipe.total_tokens // recipe.batch_tokens
     kept = steps.bit_length() if recipe.keep_log_spaced else 0
+    resumed = 0 if recipe.checkpoint else config.runtime.keep_checkpoints + 1  # while one more is written
     a_neuron = ACTIVATION_BYTES * sum(
         (read.top + read.random + span.n_bins * read.per_quantile) * span.width for span in spans(read, 0, 0)
     )
@@ -45,7 +46,7 @@ def stored_bytes(config: Config) -> dict[str, int]:
     widths = [tap_width(model, site.tap) for site in sites]
     return {
         "pretrain": weights * (1 + kept),
-        "training_checkpoints": STATE * weights * (config.runtime.keep_checkpoints + 1),  # while one more is written
+        "training_checkpoints": STATE * weights * resumed,
         "activations": a_neuron * len(layers) * tap_width(model, read.tap),
         "sae": sum(4 * (2 * n * width + n + width) for n, width in zip(features, widths, strict=True)),
         "features": a_neuron * sum(features),

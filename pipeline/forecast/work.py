@@ -51,6 +51,8 @@ class Costs:
 
     def _pretrain(self, config: Config) -> Work:
         recipe, model = config.pretrain, config.model
+        if recipe.checkpoint:
+            return Work(0, 0, self.rates.stage_start_seconds, "an imported model")
         gpus = self.workers * self.gpus_per_worker
         busy = min(gpus, recipe.batch_tokens / model.n_ctx)  # more GPUs than windows in a batch have nothing to do
         compute = recipe.batch_tokens * train_flops_per_token(model) / self._flops(busy, self.rates.train_utilisation)

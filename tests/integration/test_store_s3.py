@@ -161,7 +161,10 @@ def test_links_of_an_earlier_sweep_are_taken_away_there_too(place: str, tmp_path
     artifact = publish(store)
     for name in ("a/pretrain", "b/pretrain", "tokens"):
         store.link("run", name, artifact)
-    store.unlink_others("run", {"a/pretrain": "f00d", "tokens": "0ther"})
+    Progress(store, "run", "a/pretrain", 100, "tokens").update(100)
+    other = Store.open(place, tmp_path / "there")  # the machine that the next driver runs on
+    assert other.links("run") == ["a/pretrain", "b/pretrain", "tokens"]
+    other.unlink_others("run", {"a/pretrain": "f00d", "tokens": "0ther"})
     assert store.read_note("run", "a/pretrain.json") and not store.read_note("run", "tokens.json")
     assert store.read_note("run", "b/pretrain.json") is None
 
@@ -180,13 +183,22 @@ def test_verify_looks_at_the_storage_and_not_at_the_copy_here(
     here.storage.write(f"{evaluate.below}/more.txt", b"c")
     here.storage.write("runs/c/report.json", b"{")
     here.storage.delete([f"{evaluate.below}/b.txt"])
+    here.storage.write("runs/c/n/pretrain.json", b'{"artifact": "tokens/f00d"}')
     capsys.readouterr()
-    with pytest.raises(ArtifactError, match=r"3 of 4 steps of 'c' are not what was made: tokens, m/evaluate, report"):
+    with pytest.raises(
+        ArtifactError, match=r"4 of 5 steps of 'c' are not what was made: tokens, m/evaluate, report, n/pretrain"
+    ):
         verify(here, "c")
     told = capsys.readouterr().out
     assert all(
         said in told
-        for said in ("it does not have the sha256", "it is gone", "more.txt is no file of it", "does not lead to it")
+        for said in (
+            "it does not have the sha256",
+            "it is gone",
+            "more.txt is no file of it",
+            "does not lead to it",
+            "no step of the run",
+        )
     )
     assert tokens.file("b.txt").read_text() == "b" and not list((here.root / ".making").iterdir())
 

@@ -18,7 +18,7 @@ from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.config_load import load_config
 from pipeline.forecast.machine import Machine, Rates
-from pipeline.forecast.room import part_bytes
+from pipeline.forecast.room import part_bytes, stored_bytes
 from pipeline.forecast.schedule import Task, play
 from pipeline.forecast.sweep import best_split, forecast
 from pipeline.forecast.work import Costs, Work, judge_calls, read_tokens
@@ -44,6 +44,16 @@ def test_only_so_many_cells_at_once_and_the_next_when_one_is_done() -> None:
     tasks = [task("a1", 5, cell="a"), task("a2", 1, "a1", cell="a"), task("b", 2, cell="b"), task("c", 2, cell="c")]
     line = play(tasks, gpus=8, cores=0, parallel_cells=2)
     assert dict(line.begun) == {"a1": 0, "b": 0, "c": 2, "a2": 5}
+
+
+def test_an_imported_model_takes_no_training() -> None:
+    imported = load_config(PILE, ["pretrain.checkpoint=folder", "grid={}"])
+    trained = forecast(load_config(PILE, ["grid={}"]), H100S)
+    found = forecast(imported, H100S)
+    work = found.timeline.tasks["crate-12l/pretrain"].work
+    assert (work.gpus, work.seconds) == (0, Rates().stage_start_seconds)
+    assert found.stages()["evaluate"] == trained.stages()["evaluate"] and found.hours < trained.hours
+    assert stored_bytes(imported.cells()[0].config)["training_checkpoints"] == 0
 
 
 def test_a_task_larger_than_the_cluster_is_refused() -> None:

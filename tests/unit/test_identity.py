@@ -197,6 +197,11 @@ LAST = SMALL.replace("batch_tokens: 512", "batch_tokens: 640, keep_log_spaced: t
         ("", {"interpret.explainer": ["http"], "interpret.simulator": ["auto", "http", "http_numbers"]}, 2),
         ("", {"model.n_layer": [2], "activations.layers": ["all", [0, 1], [1, 0], [1]]}, 2),
         ("", {"model.n_layer": [2], "sae.expansions": [[1]], "sae.layers": ["all", [0, 1], [1]]}, 2),
+        ("", {"model.n_layer": [3], "activations.layers": [[0, 2], [2, 0]]}, 1),
+        ("", {"model.n_layer": [3], "sae.expansions": [[1]], "sae.layers": [[0, 2], [2, 0]]}, 1),
+        ("", {"activations.protocol": ["corrected", "paper"], "activations.quantile_tokens": [64, 128]}, 3),
+        ("", {"interpret.explainer": ["http", "transformers"], "interpret.dtype": ["float32", "bfloat16"]}, 3),
+        ("", {"interpret.simulator": ["http"], "interpret.temperature": [0.0, 0.5]}, 1),
         ("", {"steer.neurons": [0], "steer.prompt": ["a", "b"]}, 1),
         ("", {"steer.neurons": [0, 2], "steer.prompt": ["a", "b"]}, 3),
         ("", {"steer.edits": [[{"layer": 0, "neuron": 1}]], "steer.neurons": [1, 2]}, 1),
@@ -268,6 +273,14 @@ def test_no_override_is_hidden_by_a_later_one(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"--set {first} would have no effect: --set {second}"):
             loaded(tmp_path, {}, first, second)
     assert loaded(tmp_path, {}, "model={n_head: 2}", "model.n_layer=2", "model.n_layer=2").config.model.n_layer == 2
+
+
+def test_no_override_replaces_a_list_of_grids(tmp_path: Path) -> None:
+    grids = [{"model.n_layer": [1, 2]}, {"model.n_layer": [3]}]
+    with pytest.raises(ConfigError, match=r"--set grid.seed=\[0, 1\] would replace all of grid, which .*:3 sets"):
+        loaded(tmp_path, grids, "grid.seed=[0, 1]")
+    cells = loaded(tmp_path, grids[0], "grid.seed=[0, 1]").cells()
+    assert {(cell.config.model.n_layer, cell.config.seed) for cell in cells} == {(1, 0), (1, 1), (2, 0), (2, 1)}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,14 @@ def test_a_cell_must_be_named_where_they_differ(store, capsys, other):
     assert "It has: a, b." in capsys.readouterr().err
 
 
+def test_an_imported_model_saw_none_of_these_batches(store, capsys):
+    imported = changed("pretrain", checkpoint="folder", batch_tokens=2 * RECIPE.batch_tokens) | {"seed": 0}
+    for cells, arguments in (({"a": SETTINGS, "b": imported}, ("--cell", "b")), ({"b": imported}, ())):
+        assert inspect(store, cells, *arguments, "--step", "0") == 2
+        assert "b was trained elsewhere, on batches that are not known here" in capsys.readouterr().err
+    assert inspect(store, {"a": SETTINGS, "b": imported}, "--step", "0") == 0
+
+
 def test_a_cell_must_be_named_where_their_texts_differ(store, capsys):
     recipe = {"stage": "pretrain", "fingerprint": "0" * 32, "settings": SETTINGS}
     steps = {f"{cell}/pretrain": recipe | {"inputs": {"tokens": 32 * cell}} for cell in "ab"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.artifacts.store import Store
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.execute import Result
 from pipeline.progress import Progress, ProgressState, amount, duration, progress_text, read_progress
 from pipeline.watch import LOG_EVERY_SECONDS, Watch
@@ -37,6 +38,14 @@ def test_a_sentence_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         watch.ended(Result("crate-1l/pretrain"))
     assert out.getvalue().count("crate-1l/pretrain: the checkpoint [5] is torn") == 1
     assert caplog.text.count("torn") == 1
+
+
+def test_an_earlier_sweep_s_numbers_stand_at_no_step_of_this_one(tmp_path: Path) -> None:
+    store, out = Store(tmp_path), io.StringIO()
+    Progress(store, "run", "crate-1l/pretrain", 100, "tokens").update(100, loss=5.25)
+    with Watch(store, "run", Console(file=out, width=200)) as watch:
+        watch.ended(Result("crate-1l/pretrain", Artifact(tmp_path, Manifest("pretrain", 1, "0", {}, {}, (), {}))))
+    assert "made crate-1l/pretrain" in out.getvalue() and "5.25" not in out.getvalue()
 
 
 def test_the_rate_leaves_out_what_an_earlier_attempt_did() -> None:

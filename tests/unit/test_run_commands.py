@@ -35,13 +35,14 @@ def test_status_tells_what_is_made_running_quiet_and_waiting(
     quiet = Progress(store, "study", "gpt2-2l/pretrain", 2_000_000, "tokens")
     quiet.state.updated -= 3600
     quiet._write()
+    Progress(store, "study", "gpt2-1l/evaluate", 10, "tokens", "1" * 32).update(10, loss=9.25)  # before it was changed
     assert main(["status", "--run", "study", "--store", str(store.root)]) == 0
     rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "made" in rows["crate-1l/interpret"]
     assert "running" in rows["gpt2-1l/pretrain"]
     assert "1M of 2M tokens  10k tokens/s  1 min 40 s left  loss 5.25" in rows["gpt2-1l/pretrain"]
     assert "quiet for 1 h" in rows["gpt2-2l/pretrain"]
-    assert "waiting" in rows["gpt2-1l/evaluate"]
+    assert "waiting" in rows["gpt2-1l/evaluate"] and "9.25" not in rows["gpt2-1l/evaluate"]
 
 
 def test_a_run_that_is_not_there_is_told_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

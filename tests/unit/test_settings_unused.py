@@ -95,14 +95,15 @@ def test_an_imported_model(tmp_path: Path, world: World) -> None:
     assert one == two and one["summary"]["optimizer"] == "imported"
 
 
+@pytest.mark.parametrize("resample_steps", [(5, 10), ()])
 @pytest.mark.parametrize("variant", ["relu", "topk", "batchtopk", "jumprelu"])
-def test_autoencoders(world: World, variant: str) -> None:
-    asked = changed(SAE, variant=variant, k=(3,), expansions=(1,), total_tokens=20 * 64, resample_steps=(5, 10))
+def test_autoencoders(world: World, variant: str, resample_steps: tuple[int, ...]) -> None:
+    asked = changed(SAE, variant=variant, k=(3,), expansions=(1,), total_tokens=20 * 64, resample_steps=resample_steps)
 
     def train(asked: tuple[int, SAEConfigSection]) -> Any:
         number, sae = asked
         sites = planned_sites(sae, world.model.config)
-        context = world.context(f"{number}{variant:0>31}")
+        context = world.context(f"{number}{len(resample_steps)}{variant:0>30}")
         found = group.make_group(SAESettings(0, sae), world.inputs, sites, context, leads=True)
         weights = [file.sha256 for file in list_files(group.made_folder(context))]
         return found.measures, found.curves.to_pylist(), found.densities.to_pylist(), weights
@@ -119,9 +120,14 @@ def test_the_token_table(tmp_path: Path) -> None:
     assert one.rows == two.rows and one.neurons.equals(two.neurons) and one.rows["anthropic"]["n_neurons"] == 4
 
 
-@pytest.mark.parametrize("edits", [(SteerEdit(layer=0, neuron=1, value=2.0),), ()])
-def test_steering(tmp_path: Path, world: World, edits: tuple[SteerEdit, ...]) -> None:
-    steer = SteerConfig(edits=edits, neurons=1, sample_tokens=2, top_words=2, controls=1, doses=(1.0,))
+@pytest.mark.parametrize(
+    "asked",
+    [{"edits": (SteerEdit(layer=0, neuron=1, value=2.0),)}, {}, {"temperature": 0.0}, {"sample_tokens": 0}],
+    ids=str,
+)
+def test_steering(tmp_path: Path, world: World, asked: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"neurons": 1, "sample_tokens": 2, "top_words": 2, "controls": 1, "doses": (1.0,)}
+    steer = SteerConfig(**usual | asked)
     inputs = {"pretrain": world.pretrain, "activations": world.publish_records(), "interpret": world.publish_scores()}
 
     def study(asked: tuple[int, SteerConfig]) -> dict[str, str]:

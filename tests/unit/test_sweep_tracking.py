@@ -138,6 +138,17 @@ def test_a_cell_s_dataset_is_the_text_that_it_reads(tmp_path: Path, monkeypatch:
         assert dataset["source"].endswith(f"tokens/{text.fingerprint}")
 
 
+def test_an_imported_model_was_not_trained_on_the_text_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_tracking, "TrackedSweep", Opened)
+    config = tmp_path / "sweep.yaml"
+    config.write_text('model: {n_layer: 1}\ngrid: {pretrain.checkpoint: ["", folder]}\n', "utf-8")
+    with SweepTracking.start("", plan(load_config(config)), Store(tmp_path)) as tracking:
+        found = {cell: dataset["context"] for cell, datasets in tracking.runs.datasets.items() for dataset in datasets}
+    assert found == {"crate-1l-checkpointNone": "training", "crate-1l-checkpointfolder": "evaluation"}
+
+
 @pytest.mark.parametrize("architecture", ["crate", "gpt2"])
 def test_a_model_has_one_number_of_parameters_wherever_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str

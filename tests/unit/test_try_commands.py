@@ -92,6 +92,16 @@ def test_imported_models_stand_beside_those_of_a_run(told: Told) -> None:
     assert text.split("imported-2l")[-1] == alone.split("imported-2l")[-1]
 
 
+def test_folders_of_one_name_are_models_of_their_own(told: Told, world: World) -> None:
+    root = world.store.root.parent
+    for folder in ("a/m", "b/m", "crate-2l"):
+        save_checkpoint(world.model, root / folder)
+    text = told("sample", "--checkpoint", "./a/m", "./b/m", "--prompt", "Beijing is", "--tokens", "2")
+    assert text.count(str(root / "a/m")) == text.count(str(root / "b/m")) == 2
+    text = told("sample", "--run", "run", "--checkpoint", "./crate-2l", "--prompt", "Beijing is", "--tokens", "2")
+    assert text.count(str(root / "crate-2l")) == 2 and text.count("crate-2l") == 4
+
+
 def test_a_feature_with_its_error_kept_or_not(told: Told) -> None:
     feature = (*OF_RUN, *UNIT, "--site", "code-l0-2x", *SHORT)
     assert "(with the error kept)" in told("steer", *feature)
@@ -102,6 +112,17 @@ def test_a_feature_with_its_error_kept_or_not(told: Told) -> None:
 def test_an_autoencoder_that_lies_elsewhere(told: Told, folder: str, layer: str) -> None:
     text = told("steer", *OF_RUN, "--layer", layer, "--neuron", "100", "--value", "2", "--sae", f"./{folder}", *SHORT)
     assert f"clamp feature 100 of {folder} to 2" in text
+
+
+def test_an_autoencoder_of_earlier_weights_of_the_model_is_refused(told: Told, world: World) -> None:
+    making = world.store.making_folder("6" * 32)
+    write_sae(making, site(), autoencoder(), {"pretrain": world.pretrain.fingerprint})
+    recipe = {"stage": "sae", "version": 1, "fingerprint": "6" * 32, "settings": {"checkpoint_step": 4}, "inputs": {}}
+    early = world.store.publish(making, recipe, {}, {}).folder / "code-l0-2x"
+    said = told("steer", *OF_RUN, *UNIT, "--sae", str(early), *SHORT, status=2)
+    assert "was trained on the weights of another step: 4, not last" in said
+    own = world.store.get("sae", "5" * 32).folder / "code-l0-2x"
+    assert "clamp feature 12 of code-l0-2x to 5" in told("steer", *OF_RUN, *UNIT, "--sae", str(own), *SHORT)
 
 
 def test_export_sae_writes_what_saelens_reads(told: Told, world: World, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 from pipeline.artifacts.manifest import Manifest, fingerprint_of
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.cli import main
-from pipeline.config import RuntimeConfig
-from pipeline.dag import Step
+from pipeline.config import Config, RuntimeConfig
+from pipeline.config_load import LoadedConfig
+from pipeline.dag import Step, plan, report_step
 from pipeline.errors import ArtifactError
 from pipeline.execute import run_step
-from pipeline.seals import check_seal, note_seals, read_seals
+from pipeline.seals import check_made_of, check_seal, note_seals, read_seals
 from pipeline.stage import Context, Stage
+from pipeline.sweep import Sweep
 from pipeline.tracking import TrackerSpec
 from pipeline.verify import verify
 
@@ -244,10 +246,21 @@ def test_a_report_of_other_artifacts_is_stale(run: Run, capsys: pytest.CaptureFi
     del plan["steps"]["m/evaluate"]
     run.store.write_note("c", "plan.json", json.dumps(plan).encode())
     run.store.link("c", "n/pretrain", run.make("n/pretrain", ("tokens",)))
+    run.store.unlink_others("c", {step: recipe["fingerprint"] for step, recipe in plan["steps"].items()})
     assert verify(run.store, "c") == 10
     assert "stale    report  it was made before, of other artifacts than the run's: m/evaluate, n/pretrain" in (
         capsys.readouterr().out
     )
+
+
+def test_what_is_linked_and_no_step_of_the_run_is_found(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model's artifact put among this run's; a step taken out of the plan, which would be looked at no more."""
+    run.store.link("c", "n/pretrain", run.made["m/pretrain"])
+    assert set(damaged(run, capsys)) == {"n/pretrain"}
+    plan = json.loads(run.store.read_note("c", "plan.json") or b"")
+    del plan["steps"]["m/evaluate"]
+    run.store.write_note("c", "plan.json", json.dumps(plan).encode())
+    assert set(damaged(run, capsys)) == {"m/evaluate", "n/pretrain"}
 
 
 def test_an_emptied_list_of_seals_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +268,20 @@ def test_an_emptied_list_of_seals_is_told(run: Run, capsys: pytest.CaptureFixtur
     run.store.write_note("c", "seals.json", b"{}")
     assert verify(run.store, "c") == 0
     assert capsys.readouterr().out.count("the run's seals.json does not name it") == len(STEPS)
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "stage"])
+def test_a_list_that_names_another_artifact_of_a_step_is_told(
+    run: Run, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    """Changed by hand; or of an earlier configuration, when the driver died before it took the step: its link is not there."""
+    seals = json.loads(run.store.read_note("c", "seals.json") or b"")
+    seals["m/evaluate"][field] = "0" * 32
+    run.store.write_note("c", "seals.json", json.dumps(seals).encode())
+    (run.store.run_folder("c") / "m/evaluate").unlink()
+    assert verify(run.store, "c") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "does not name it" in line]
+    assert len(told) == 1 and "m/evaluate" in told[0]
 
 
 def test_a_run_without_a_report_has_one_not_made_yet(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +313,35 @@ def test_a_changed_manifest_is_told_wherever_it_is_read(run: Run) -> None:
         run.store.get("evaluate", run.made["m/evaluate"].fingerprint)
     with pytest.raises(ArtifactError, match="changed after it was sealed"):
         run.store.all_of("evaluate")
+
+
+def test_a_sweep_goes_not_on_beside_an_input_that_came_out_otherwise(run: Run) -> None:
+    """Deleted and made anew by other workers, say: of a run's own list it is as good as the old one."""
+    check_made_of(run.made, run.store.place)
+    shutil.rmtree(run.folder("m/pretrain"))
+    run.make("m/pretrain", INPUTS["m/pretrain"], loss=1.5)
+    with pytest.raises(
+        ArtifactError, match=r"m/evaluate was made of another m/pretrain .*; report was made of"
+    ) as told:
+        check_made_of(run.made, run.store.place)
+    assert str(run.folder("m/evaluate")) in told.value.fix and str(run.folder("report")) in told.value.fix
+    check_made_of({name: run.made[name] for name in ("tokens", "m/pretrain")}, run.store.place)
+
+
+def test_a_report_that_is_there_already_is_checked(tmp_path: Path) -> None:
+    """As it is when a deleted step came out equal, or the same step failed once more."""
+    store, loaded = Store(tmp_path), LoadedConfig(Config(), {}, {})
+    sweep = Sweep(loaded, None)
+    sweep.store, sweep.plan = store, plan(loaded)
+    step = report_step(sweep.plan, {}, {})
+    making = store.making_folder(step.fingerprint)
+    (making / "index.html").write_text("a")
+    made = store.publish(making, step.recipe, {}, {})
+    context = Context(store, RuntimeConfig(), "sweep", "", "", TrackerSpec())
+    assert sweep.make_report({}, {}, context).artifact == made
+    (made.folder / "index.html").write_text("b")
+    with pytest.raises(ArtifactError, match=r"report: .*index.html is damaged"):
+        sweep.make_report({}, {}, context)
 
 
 STEP_DAMAGES: list[Any] = [3, [], {}, {"stage": "tokens"}, {"stage": 1, "fingerprint": 2, "seal": 3}]
