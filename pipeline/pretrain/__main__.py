@@ -45,6 +45,11 @@ def train_cell(cell: Cell) -> int:
     from pipeline import runtime
     from pipeline.this_machine import provenance
 
+    if folder := cell.config.pretrain.checkpoint:  # trained weights would stand in the place of the imported ones
+        raise ConfigError(
+            f"{cell.name} is an imported model: there is nothing to train",
+            fix=f"Run the sweep, which takes it from {folder}; or leave pretrain.checkpoint out.",
+        )
     runtime.quiet_libraries()
     logging.basicConfig(level="WARNING", format="%(message)s")
     logging.getLogger("pipeline").setLevel("INFO" if _rank() == 0 else "WARNING")

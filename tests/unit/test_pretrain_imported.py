@@ -16,6 +16,7 @@ from pipeline.artifacts.saes import read_measures
 from pipeline.artifacts.store import Artifact
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError
+from pipeline.pretrain.__main__ import main
 from pipeline.pretrain.job import PretrainSettings
 from pipeline.pretrain.stage import STAGE, check
 
@@ -53,6 +54,13 @@ def test_its_weights_are_the_checkpoints_and_nothing_was_trained(world: World) -
     of_positions = world.model.embed.positions.weight.numel()
     assert made.summary["n_params"] == sum(weight.numel() for weight in world.model.parameters()) - of_positions
     assert made.summary["n_params_with_positions"] - made.summary["n_params"] == of_positions
+
+
+def test_it_is_not_trained_by_hand(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"pretrain: {{checkpoint: {folder(world)}}}\nruntime: {{store: {tmp_path}/store}}\n", "utf-8")
+    assert main(["--config", str(config)]) == ConfigError.exit_code
+    assert "crate-12l is an imported model: there is nothing to train" in capsys.readouterr().err
 
 
 def test_autoencoders_are_trained_on_it(world: World, ray_cluster: dict[str, float]) -> None:
