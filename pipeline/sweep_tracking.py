@@ -55,12 +55,11 @@ class SweepTracking:
         for cell in plan.cells:
             text = plan.texts[cell.name]
             digest = plan.steps[text].fingerprint
+            was_trained_here = not cell.config.pretrain.checkpoint
             dataset = {
                 "name": text,
                 "digest": digest,
-                "context": "evaluation"
-                if cell.config.pretrain.checkpoint
-                else "training",  # imported: not trained on it
+                "context": "training" if was_trained_here else "evaluation",
                 "source": f"{store.place}/tokens/{digest}",
             }
             fingerprint = plan.steps[f"{cell.name}/pretrain"].fingerprint
