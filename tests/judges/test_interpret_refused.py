@@ -32,6 +32,7 @@ REFUSALS = {
     "content filter": lambda: chat("no", finish_reason="content_filter"),
     "no text": lambda: chat(None),
     "blanks": lambda: chat("  "),
+    "no end of reasoning": lambda: chat("<think>\nThe tokens share"),
 }
 
 
