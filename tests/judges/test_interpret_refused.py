@@ -174,6 +174,22 @@ def test_what_a_reply_without_text_cost_stays_in_the_budget(world, tmp_path: Pat
     assert facts["cost"]["price"] == facts["cost"]["calls"] + len(refusals.PAUSES_SECONDS) * (NEURONS // 3)
 
 
+class Bare(Fickle):
+    """Refuses to simulate with an empty explanation."""
+
+    def __call__(self, path: str, body: dict[str, Any]) -> Any:
+        empty = body["messages"][-1]["content"].startswith("The neuron reacts to: \n\n")
+        return Other(400, "filtered") if empty else super().__call__(path, body)
+
+
+def test_controls_that_stay_refused_fail_the_step_where_the_nulls_would_stand_on_few(world, tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"refused the controls of 4 of 4 neurons.*filtered"):
+        judged(world, Store(tmp_path), Bare(every=1 << 30), control_neurons=4)
+    site, _, told = judged(world, Store(tmp_path), Fickle(every=1 << 30), control_neurons=4)
+    row = site.rows["random_only_generated"]
+    assert (row["n_controls"], row["n_controls_refused"], told) == (4, 0, [])
+
+
 def test_how_much_may_be_refused_is_a_part_of_the_recipe() -> None:
     few, many = (settings(InterpretConfig(max_refused=share)) for share in (0.01, 0.5))
     assert INTERPRET.fingerprint(few, {}) != INTERPRET.fingerprint(many, {})

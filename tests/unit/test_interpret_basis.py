@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,18 @@ import pytest
 from interpret_world import WIDTHS, planted, settings
 
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.artifacts.vocabulary import token_strings
 from pipeline.config import Config, InterpretConfig
 from pipeline.errors import ConfigError
 from pipeline.interpret import limits
 from pipeline.interpret.estimate import judge_plan
-from pipeline.interpret.excerpts import Metric
-from pipeline.interpret.layer import SiteScores
+from pipeline.interpret.excerpts import Chosen, Metric
+from pipeline.interpret.layer import Judged, SiteScores, score_site
 from pipeline.interpret.offline import score_offline
-from pipeline.interpret.reading import sites_of
+from pipeline.interpret.reading import read_excerpts, sites_of
 from pipeline.interpret.stage import INTERPRET, summary
+from pipeline.interpret.token_table import TokenTableJudge
 
 METRICS: tuple[Metric, ...] = ("top_and_random", "random_only", "anthropic")
 
@@ -199,3 +203,21 @@ def test_the_papers_mean_leaves_out_the_models_last_layer_whichever_were_read(
     assert told["mean_paper"] == (pytest.approx(np.mean(kept)) if kept else None)
     assert told["mean"] == pytest.approx(np.mean([0.1 * (layer + 1) for layer in layers]))
     assert (told["n_layers"], told["n_layers_of_model"]) == (len(layers), n_layer)
+
+
+def test_controls_are_of_as_many_neurons_as_are_asked_for_though_few_of_a_chunk_can_be_controlled(world) -> None:
+    """Four neurons, judged one by one; the first has no explanation to exchange."""
+    tokens, records = world
+    asked = []
+
+    class OneByOne(TokenTableJudge):
+        def judge(self, chosen: Chosen, rng: np.random.Generator, controls: int) -> Judged:
+            asked.append(controls)
+            first = chosen.neurons[0] == 0
+            return replace(super().judge(chosen, rng, controls), controlled=np.array([controls > 0 and not first]))
+
+    site, config = sites_of(records)[0], settings(InterpretConfig(control_neurons=2, metrics=("random_only",)))
+    excerpts = read_excerpts(records, site, np.arange(4), config.activations)
+    split = TokenSplit(tokens, "val")
+    row = score_site(config, site, excerpts, split, OneByOne(token_strings(), chunk=1)).rows["random_only"]
+    assert asked == [2, 2, 1, 0] and (row["n_controls"], row["n_null_other"]) == (2, 2)

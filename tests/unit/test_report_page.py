@@ -135,7 +135,7 @@ def test_all_next_words_are_shown(built_report: Built) -> None:
 
 def test_scores_stand_beside_what_chance_scores_and_name_their_protocol(built_report: Built, page: Page) -> None:
     row = next(row for row in table(built_report, "scores") if row[:3] == ["gpt2-2l", "neurons", "Anthropic"])
-    assert row[-3:] == ["0.1", "0.0", "-"]
+    assert row[-3:] == ["0.1 of 984", "0.0 of 984", "-"]
     assert "Protocol: corrected" in page.text
 
 
