@@ -239,6 +239,7 @@ def layer_statistic_rows(cell: Cell, made: Any) -> Rows:
             {
                 "layer": layer,
                 "n_neurons": len(fractions),
+                "n_tokens": made.summary["tokens"],  # that were read
                 "active": float(fractions.mean()),
                 "active_median": float(np.median(fractions)),
                 "dead": float((fractions == 0).mean()),

@@ -153,6 +153,13 @@ def number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
+def test_what_is_dead_or_sparse_is_so_on_a_number_of_tokens(page: Page) -> None:
+    assert re.search(r"not zero at a token, and of those that always were, over [\d.]+[kM]? tokens", page.text)
+    assert (
+        "Both and the variance are over 16.4k tokens of the held-out text, losses and KL over 16.4k tokens" in page.text
+    )
+
+
 def test_dead_neurons_and_the_features_densities_are_drawn(built_report: Built, page: Page) -> None:
     tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
     assert any("(dead neurons, %)" in tip for tip in tips)
