@@ -159,8 +159,8 @@ def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Gene
     failed = np.array([failure is not None for failure in judged.failures], bool)
     found = scoring.statuses(true, np.nan_to_num(predicted), mask)
     statuses = [
-        Status.TOO_FEW_EXCERPTS if not has else failure or status
-        for has, failure, status in zip(enough, judged.failures, found, strict=True)
+        (Status.SILENT if dead else Status.TOO_FEW_EXCERPTS) if not has else failure or status
+        for has, dead, failure, status in zip(enough, chosen.dead, judged.failures, found, strict=True)
     ]
     return {
         "basis": basis,
