@@ -61,7 +61,10 @@ def excerpt_rows(activations: np.ndarray, neuron: int, width: int, bins: int, rn
     by_value = places[np.argsort(-activations[places], kind="stable")]
     edges = (np.arange(bins + 1) / (bins + 1) * len(places)).astype(int)
     ascending = by_value[::-1]
-    groups = [("top", -1, by_value[: 50 * 97 : 97][:50]), ("random", -1, rng.choice(places, 50))]
+    apart = max(1, min(97, int((activations[places] > 0).sum()) // 50))  # they lie apart, and the neuron fires in each
+    by_strength = by_value[: 50 * apart : apart]
+    top = np.concatenate([by_strength[first::3] for first in range(3)])  # few ranks have all strengths
+    groups = [("top", -1, top), ("random", -1, rng.choice(places, 50))]
     groups += [("quantile", b, rng.choice(ascending[edges[b] : edges[b + 1]], 20, replace=False)) for b in range(bins)]
     return [
         {

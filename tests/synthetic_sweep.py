@@ -154,7 +154,7 @@ class SyntheticSweep:
                 for first in range(0, n_neurons, NEURONS_A_ROW_GROUP):
                     neurons = np.arange(first, min(first + NEURONS_A_ROW_GROUP, n_neurons))
                     writer.excerpts(self._excerpts(site, layer, neurons, rng))
-        return {"sites": {site: {"sparsity": 0.1, "dead": 0.0} for site, _, _ in sites}}
+        return {"tokens": self.val_tokens, "sites": {site: {"sparsity": 0.1, "dead": 0.0} for site, _, _ in sites}}
 
     def _excerpts(self, site: str, layer: int, neurons: np.ndarray, rng: np.random.Generator) -> pa.Table:
         each = self.top + self.random

@@ -69,6 +69,8 @@ LAYER_SCHEMA = pa.schema(
         "n_null_other": pa.int32(),  # neurons that the nulls are means of
         "n_null_shuffled": pa.int32(),
         "n_null_empty": pa.int32(),
+        "n_controls": pa.int32(),  # neurons that were to be simulated with another's and an empty explanation, too
+        "n_controls_refused": pa.int32(),  # and where the judge gave no reply to that, also when asked again
     }
 )
 

@@ -56,14 +56,15 @@ def diagnose_layers(model: LanguageModel, device: torch.device, tokens: Artifact
 def next_words(model: LanguageModel, device: torch.device, config: EvaluateConfig) -> list[dict[str, Any]]:
     """For each prompt the `top_words` likeliest next tokens with their probabilities. *Source:* the paper's project page.
 
-    An empty prompt is the start of a document, as training has it: what comes after an end-of-text token.
+    An empty prompt is the start of a document, as training has it: what comes after an end-of-text token. A prompt that the
+    model cannot read in full, for its vocabulary or its context, has no next words.
     """
     encoding = gpt2_encoding()
     real = min(N_TOKENS, model.config.vocab_size)  # rows beyond the vocabulary pad the table and are no tokens
     answers: list[dict[str, Any]] = []
     for prompt in config.prompts:
-        ids = [i for i in encoding.encode_ordinary(prompt) or [END_OF_TEXT] if i < real][-model.config.n_ctx :]
-        if not ids:  # a vocabulary without any of these tokens: nothing can be asked
+        ids = encoding.encode_ordinary(prompt) or [END_OF_TEXT]
+        if max(ids) >= real or len(ids) > model.config.n_ctx:
             answers.append({"prompt": prompt, "words": []})
             continue
         with torch.no_grad():

@@ -42,4 +42,4 @@ def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: 
     return summary
 
 
-STAGE = Stage("evaluate", 3, "cell", ("tokens", "pretrain"), EvaluateSettings, run, computes=True)
+STAGE = Stage("evaluate", 4, "cell", ("tokens", "pretrain"), EvaluateSettings, run, computes=True)

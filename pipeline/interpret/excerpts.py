@@ -139,6 +139,7 @@ class Chosen:
     score: Block
     metric_excerpts: dict[Metric, np.ndarray]  # metric -> (excerpts,) bool over the score block
     basis: dict[Metric, Basis]  # what each neuron has of them
+    dead: np.ndarray  # (neurons,) bool: it fires not even in its top excerpts
 
 
 def choose(selection: Selection, layer: LayerExcerpts, split: TokenSplit, leakage_free: bool) -> Chosen:
@@ -146,10 +147,15 @@ def choose(selection: Selection, layer: LayerExcerpts, split: TokenSplit, leakag
 
     The blocks are empty where no metric has enough: nothing is to be asked there.
     """
-    shown = {pick: _pick(layer, pick, None) for pick in selection.explain}
+    usable = layer.lengths > 0
+    tops = [column for (kind, _, _), column in layer.column.items() if kind == "top"]
+    fires = layer.activations[:, tops].max(2, initial=0) > 0
+    if leakage_free:  # a text on which the neuron does nothing is no top excerpt of it, however few there are
+        usable[:, tops] &= fires
+    shown = {pick: _pick(layer, pick, usable, None) for pick in selection.explain}
     explain = np.concatenate(list(shown.values()), axis=1)
     spans = _spans(layer, explain) if leakage_free else None
-    scored = {pick: _pick(layer, pick, spans) for pick in selection.score}
+    scored = {pick: _pick(layer, pick, usable, spans) for pick in selection.score}
     score = np.concatenate(list(scored.values()), axis=1)
     of_pick = np.repeat(np.arange(len(scored)), [columns.shape[1] for columns in scored.values()])
     cut = np.array([pick.out_of_context for pick in selection.score])[of_pick]
@@ -166,16 +172,20 @@ def choose(selection: Selection, layer: LayerExcerpts, split: TokenSplit, leakag
         _block(layer, np.where(wanted, score, -1), split, cut),
         metric_excerpts,
         basis,
+        (layer.lengths[:, tops] > 0).any(1) & ~fires.any(1),
     )
 
 
-def _pick(layer: LayerExcerpts, pick: Pick, avoid: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Columns (neurons, picked) of a pick, -1 where a neuron has none. `avoid` are spans that must not be touched."""
+def _pick(
+    layer: LayerExcerpts, pick: Pick, there: np.ndarray, avoid: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
+    """Columns (neurons, picked) of a pick, -1 where a neuron has none. `there` (neurons, excerpts) says which it has, `avoid`
+    are spans that must not be touched."""
     chosen = []
     reserves = layer.columns(pick, pick.reserve)
     for first, reserve in zip(layer.columns(pick, pick.ranks), reserves, strict=True):
         candidates = np.array(first + (reserve if avoid else []), dtype=np.int64)
-        usable = layer.lengths[:, candidates] > 0
+        usable = there[:, candidates]
         if avoid is not None:
             usable &= ~_overlaps(layer, candidates, avoid)
         order = np.argsort(~usable, axis=1, kind="stable")[:, : len(pick.ranks)]  # usable ones first, by preference

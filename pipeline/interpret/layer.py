@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -37,7 +38,8 @@ class Judged:
     predicted: np.ndarray
     other: np.ndarray  # simulated with another neuron's explanation
     empty: np.ndarray  # simulated with an empty explanation
-    controlled: np.ndarray  # (neurons,) bool: which rows of `other` and `empty` were tried
+    controlled: np.ndarray  # (neurons,) bool: which rows of `other` and `empty` there are
+    controls_refused: np.ndarray  # (neurons,) bool: which the judge refused
 
 
 class Judge(Protocol):
@@ -85,16 +87,16 @@ def score_site(
     n_neurons = len(excerpts[True].neurons)
     chunk = judge.chunk or max(1, n_neurons)
     parts: dict[str, list[Columns]] = {}
-    controls = config.control_neurons
+    controls: Counter[str] = Counter()  # neurons that have theirs, by selection
     for first in range(0, n_neurons, chunk):
         rows = slice(first, first + chunk)
         for selection in needed_selections(config.metrics):
             chosen = choose(selection, excerpts[selection.long].of(rows), split, config.protocol == "corrected")
             rng = _generator(seed, site.name, selection.name, first)
-            judged = judge.judge(chosen, rng, controls)
+            judged = judge.judge(chosen, rng, max(0, config.control_neurons - controls[selection.name]))
+            controls[selection.name] += int(judged.controlled.sum())
             for metric in chosen.metric_excerpts:
                 parts.setdefault(metric + judge.metric_suffix, []).append(_columns(chosen, judged, metric, rng))
-        controls = max(0, controls - chunk)
         tell(min(first + chunk, n_neurons))
         if config.half_width and _narrow(parts, config, seed):
             break
@@ -112,6 +114,8 @@ def _site_scores(config: InterpretConfig, seed: int, site: Site, columns: dict[s
         rows[metric] |= layer_facts(of_metric["basis"], of_metric["n_tokens"], basis[metric][1])
         rows[metric] |= {name: statistics.mean(of_metric[name]) for name in NULLS}
         rows[metric] |= {f"n_{name}": int(np.count_nonzero(~np.isnan(of_metric[name]))) for name in NULLS}
+        refused = int(of_metric["controls_refused"].sum())
+        rows[metric] |= {"n_controls": int(of_metric["controlled"].sum()) + refused, "n_controls_refused": refused}
     tables = [_table(site.name, site.layer, metric, of_metric) for metric, of_metric in columns.items()]
     return SiteScores(site.name, site.layer, pa.concat_tables(tables), rows, estimates, basis)
 
@@ -155,8 +159,8 @@ def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Gene
     failed = np.array([failure is not None for failure in judged.failures], bool)
     found = scoring.statuses(true, np.nan_to_num(predicted), mask)
     statuses = [
-        Status.TOO_FEW_EXCERPTS if not has else failure or status
-        for has, failure, status in zip(enough, judged.failures, found, strict=True)
+        (Status.SILENT if dead else Status.TOO_FEW_EXCERPTS) if not has else failure or status
+        for has, dead, failure, status in zip(enough, chosen.dead, judged.failures, found, strict=True)
     ]
     return {
         "basis": basis,
@@ -170,6 +174,8 @@ def _columns(chosen: Chosen, judged: Judged, metric: Metric, rng: np.random.Gene
         "null_other": correlation(judged.other.reshape(flat), judged.controlled & ~failed),
         "null_shuffled": correlation(shuffled(predicted, mask, rng), ~failed),
         "null_empty": correlation(judged.empty.reshape(flat), judged.controlled & ~failed),
+        "controlled": judged.controlled & enough,
+        "controls_refused": judged.controls_refused & enough,
     }
 
 

@@ -50,10 +50,11 @@ class LlmJudge:
         rows = [row for row in explained if partner[row] >= 0 and row not in failed][:controls]
         other, no_other = self.simulations.of(chosen.score, {row: explained[int(partner[row])] for row in rows})
         empty, no_empty = self.simulations.of(chosen.score, dict.fromkeys(rows, ""))
-        controlled = np.zeros(len(texts), bool)
+        controlled, refused = np.zeros((2, len(texts)), bool)
         controlled[[row for row in rows if row not in no_other and row not in no_empty]] = True
+        refused[[row for row in rows if Status.REFUSED in (no_other.get(row), no_empty.get(row))]] = True
         failures = [failure or failed.get(row) for row, (_, failure) in enumerate(answers)]
-        return Judged(texts, failures, predicted, other, empty, controlled)
+        return Judged(texts, failures, predicted, other, empty, controlled, refused)
 
     def _table_texts(self, block: Block) -> list[Answer]:
         texts = token_table.explain(block, len(self.token_strings)).texts(self.token_strings)

@@ -11,8 +11,22 @@ MARKERS = re.compile(r"<\|.*?\|>|</?s>|\[/?INST\]|<(?:start|end)>|<(?:start|end)
 LONGEST_EXPLANATION = 600  # characters
 
 
+def answer(text: str) -> str:
+    """What a reasoning model says when it has reasoned; empty where its tokens ended before that.
+
+    Some servers leave out the opening mark; then only a closing one at the end of its line is taken for one.
+    """
+    opened = text.lstrip().startswith("<think>")
+    _, end, rest = f"{text}\n".rpartition("</think>" if opened else "</think>\n")
+    return rest if end else "" if opened else text
+
+
 def explanation(reply: str, raw: bool = False) -> tuple[str | None, Status | None]:
-    """The explanation in an explainer's reply: its first line that has words, as one clean line; all of it when `raw`."""
+    """The explanation in an explainer's reply: its first line that has words, as one clean line; all of it when `raw`.
+
+    Reasoning before it is left out.
+    """
+    reply = answer(reply)
     if not reply.strip():
         return None, Status.UNPARSED
     if raw:

@@ -78,5 +78,5 @@ def has_features(config: Config) -> bool:
     return bool(config.sae.expansions)
 
 
-INTERPRET = Stage("interpret", 4, "cell", ("tokens", "activations"), Settings, run, check=check)
-INTERPRET_FEATURES = Stage("interpret_features", 4, "cell", ("tokens", "features"), Settings, run, needed=has_features)
+INTERPRET = Stage("interpret", 5, "cell", ("tokens", "activations"), Settings, run, check=check)
+INTERPRET_FEATURES = Stage("interpret_features", 5, "cell", ("tokens", "features"), Settings, run, needed=has_features)

@@ -72,6 +72,7 @@ class TokenTableJudge:
             other=tables.simulate(chosen.score.tokens, np.maximum(partner, 0)),
             empty=np.zeros(chosen.score.tokens.shape, np.float32),  # an empty table has seen no token
             controlled=partner >= 0,
+            controls_refused=np.zeros(len(texts), bool),
         )
 
 

@@ -16,6 +16,7 @@ from pipeline.report.looks import (
 )
 from pipeline.report.study import ARCHITECTURES, Cell, Rows, Study
 from pipeline.report.style import Canvas, Figure
+from pipeline.report.text import read_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +26,15 @@ RATES = {"coding_rate": "After attention", "coding_rate_before": "What attention
 
 def sparsity(study: Study, rows: Rows) -> Figure | None:
     """Share of tokens on which a neuron fires, and of neurons that never did, by layer."""
+    if not rows:
+        return None
     return by_layer(
         study,
         rows,
         "sparsity",
         "Sparsity of the code, by layer",
-        "Mean share of a layer's neurons that are above zero at a token, and of those that never were. Random-only scores "
-        "punish dense neurons by construction: compare them at equal sparsity.",
+        f"Mean share of a layer's neurons that are not zero at a token, and of those that always were, over {read_on(rows)}. "
+        "Random-only scores punish dense neurons by construction: compare them at equal sparsity.",
         {
             "active neurons a token, %": lambda row: 100 * row["active"],
             "dead neurons, %": lambda row: 100 * row["dead"],

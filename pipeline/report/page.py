@@ -18,7 +18,7 @@ from pipeline.report.study import ARCHITECTURES, Cell, Study
 from pipeline.report.style import Figure
 from pipeline.report.svg import panels, themed
 from pipeline.report.tables import Tables
-from pipeline.report.text import METRICS, amount, family_name, points, ranges, unit_kind
+from pipeline.report.text import METRICS, amount, family_name, points, ranges, read_on, unit_kind
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def write_page(path: Path, study: Study, tables: Tables, figures: Sequence[Figur
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"amount": amount, "points": points, "pack": packed, "ranges": ranges}
+    environment.filters |= {"amount": amount, "points": points, "pack": packed, "ranges": ranges, "read_on": read_on}
     drawn = {figure.name: figure for figure in figures}
     text = environment.get_template("page.html.j2").render(
         study=study,

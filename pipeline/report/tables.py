@@ -173,7 +173,7 @@ def layer_score_rows(cell: Cell, made: Any) -> Rows:
 
 
 def model_score_rows(cell: Cell, made: Any) -> Rows:
-    """A row a family and metric; its nulls are means over the layers that have them."""
+    """A row a family and metric; its nulls are means over the layers that have them, of so many neurons."""
     told = {"judge": made.summary["judge"], "protocol": made.summary["protocol"]}
     layers = Scores(made).layers().to_pylist()
     rows: Rows = []
@@ -182,7 +182,8 @@ def model_score_rows(cell: Cell, made: Any) -> Rows:
             own = [row for row in layers if family_of(row["site"]) == family and row["metric"] == metric]
             nulls = {name: [row[name] for row in own if row[name] is not None] for name in NULLS}
             means = {name: float(np.mean(there)) if there else None for name, there in nulls.items()}
-            rows.append({"family": family, "metric": metric, **values, **means, **told})
+            counts = {f"n_{name}": sum(row[f"n_{name}"] for row in own) for name in NULLS}
+            rows.append({"family": family, "metric": metric, **values, **means, **counts, **told})
     return rows
 
 
@@ -238,6 +239,7 @@ def layer_statistic_rows(cell: Cell, made: Any) -> Rows:
             {
                 "layer": layer,
                 "n_neurons": len(fractions),
+                "n_tokens": made.summary["tokens"],  # that were read
                 "active": float(fractions.mean()),
                 "active_median": float(np.median(fractions)),
                 "dead": float((fractions == 0).mean()),

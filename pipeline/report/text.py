@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 METRICS = {
@@ -24,6 +24,12 @@ def amount(value: float) -> str:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def read_on(rows: Sequence[Mapping[str, Any]], column: str = "n_tokens") -> str:
+    """`4.1k to 8.19M tokens`: what the rows of a table were measured on."""
+    ends = [limit(row[column] for row in rows) for limit in (min, max)]
+    return f"{' to '.join(dict.fromkeys(map(amount, ends)))} tokens"
 
 
 def scored_on(metric: str, parts: list[Mapping[str, Any]]) -> str:

@@ -110,6 +110,15 @@ def test_an_empty_prompt_is_the_start_of_a_document() -> None:
     assert answer == {"prompt": "", "words": []}
 
 
+def test_next_words_of_a_prompt_that_the_model_cannot_read_in_full_are_not_those_of_a_part_of_it() -> None:
+    torch.manual_seed(0)
+    asked = EvaluateConfig(prompts=("They saw some boats on the",))
+    known = gpt2_encoding().encode_ordinary(asked.prompts[0])
+    for change in ({"vocab_size": max(known)}, {"vocab_size": 50304, "n_ctx": len(known) - 1}):
+        model = LanguageModel(replace(MODEL, **change)).eval()
+        assert next_words(model, torch.device("cpu"), asked) == [{"prompt": asked.prompts[0], "words": []}]
+
+
 @pytest.mark.parametrize("n_ctx", [32, 64])
 def test_layers_of_a_short_text_are_those_of_its_own_tokens(tmp_path: Path, n_ctx: int) -> None:
     """In evaluation and in training alike: what fills up the last window is no text."""

@@ -23,6 +23,7 @@ from pipeline.interpret.excerpts import Block
 from pipeline.interpret.explaining import Explanations
 from pipeline.interpret.prompts import own
 from pipeline.interpret.prompts.own import OwnPrompts
+from pipeline.interpret.replies import explanation
 from pipeline.interpret.simulating import Simulations
 
 USAGE = Usage(1000, 10, 0.5)
@@ -153,6 +154,21 @@ def test_replies_that_are_no_explanation_are_counted_and_not_paid_again(tmp_path
         answers = explanations(Store(tmp_path), strings, explainer, step).of(block())
         assert answers == [(None, status)] * 6
     assert (asked.asked, again.asked) == (6, 0)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<think>\nWhat do they share?\n</think>\n\ncats and dogs",
+        "So, </think>?\n</think>\ncats and dogs",
+        "cats and dogs",
+    ],
+)
+def test_what_a_judge_reasons_before_it_answers_is_no_explanation(reply, raw):
+    assert explanation(reply, raw) == ("cats and dogs", None)
+    assert explanation("It fires on </think> in chats", raw) == ("It fires on </think> in chats", None)
+    assert explanation("<think>\nWhat do they share", raw) == (None, "unparsed")
 
 
 def test_the_budget_is_never_exceeded_and_what_is_left_out_is_counted(tmp_path, strings):

@@ -41,7 +41,8 @@ def completions(model, shift=0, top=20):
         if body["prompt"].startswith(
             COUNTING
         ):  # a tiny random model cannot count: a copy of what a model that can says
-            entries = [{tokenizer.decode([i]): -0.1} for i in ids]
+            others = {f"other {n}": -9.0 for n in range(top - 1)}
+            entries = [{tokenizer.decode([i]): -0.1} | others for i in ids]
         else:
             with torch.inference_mode():
                 logprobs = network(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -92,6 +93,37 @@ def test_servers_that_cannot_are_refused_with_the_reason(tiny_judge, strings, se
     assert "http_numbers" in error.value.fix
 
 
+def words_with_logprobs(top):
+    """An `echo` of words, each with so many log-probabilities."""
+
+    def answer(path, body):
+        words = [word + " " for word in body["prompt"].split(" ")]
+        entries = [{word: -0.1} | {f"other {n}": -9.0 for n in range(top - 1)} for word in words]
+        return {"choices": [{"text": "", "logprobs": {"tokens": words, "top_logprobs": entries}}]}
+
+    return answer
+
+
+def test_numbers_of_which_a_server_gives_too_few_are_not_compared_with_all(strings):
+    """Of one log-probability a token an expected value is what the judge would write: another metric."""
+    with Judge(words_with_logprobs(top=5)) as judge:
+        with pytest.raises(ClientError, match="gives 5 log-probabilities a token, and 20 are read"):
+            HttpSimulator(server(judge), "m", "", OwnPrompts(), False, strings)
+        HttpSimulator(server(judge), "m", "", OwnPrompts(), True, strings)  # `paper` reads five
+
+
+def test_a_reply_that_lost_its_log_probabilities_is_refused_not_unparsed_for_ever(strings):
+    def answer(path, body):
+        bare = {"choices": [{"text": "", "finish_reason": "content_filter", "logprobs": None}]}
+        return words_with_logprobs(20)(path, body) if body["prompt"].startswith(COUNTING) else bare
+
+    with Judge(answer) as judge:
+        simulator = HttpSimulator(server(judge), "m", "", OwnPrompts(), False, strings)
+        simulation = simulator.one(SimulationRequest("boats", EXCERPTS[:1]))
+    assert (simulation.predictions, simulation.unparsed, simulation.keep) == (None, False, False)
+    assert "without log-probabilities" in simulation.why
+
+
 def _from_likeliest(local, excerpts, top):
     """Expected activations from the likeliest tokens of full forward passes: what a server can tell."""
     prefix = local.head + local.tokens.opening("boats")
@@ -115,7 +147,7 @@ def test_reading_an_echo():
     echo = echo_of(("a", {"3": half, "5": half}), ("b", {" 7": -0.1, "x": -3.0}), ("c", {"10": -0.2}))
     np.testing.assert_allclose(read_echo(echo, 3, 3, paper=False), [4, np.nan, 10])
     np.testing.assert_allclose(read_echo(echo, 2, 3, paper=True), [0, 10])
-    assert read_echo(echo, 3, 4, paper=False) is None and read_echo(None, 1, 1, paper=False) is None
+    assert read_echo(echo, 3, 4, paper=False) is None
     one_more = [
         ("\t", {}),
         ("un", {}),

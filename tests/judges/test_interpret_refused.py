@@ -32,6 +32,7 @@ REFUSALS = {
     "content filter": lambda: chat("no", finish_reason="content_filter"),
     "no text": lambda: chat(None),
     "blanks": lambda: chat("  "),
+    "no end of reasoning": lambda: chat("<think>\nThe tokens share"),
 }
 
 
@@ -171,6 +172,22 @@ def test_what_a_reply_without_text_cost_stays_in_the_budget(world, tmp_path: Pat
     _, limited, _ = judged(world, Store(tmp_path / "2"), fickle, control_neurons=0, budget=limit, **price)
     assert sum(fickle.asked.values()) <= limit and limited["cost"]["price"] <= limit
     assert facts["cost"]["price"] == facts["cost"]["calls"] + len(refusals.PAUSES_SECONDS) * (NEURONS // 3)
+
+
+class Bare(Fickle):
+    """Refuses to simulate with an empty explanation."""
+
+    def __call__(self, path: str, body: dict[str, Any]) -> Any:
+        empty = body["messages"][-1]["content"].startswith("The neuron reacts to: \n\n")
+        return Other(400, "filtered") if empty else super().__call__(path, body)
+
+
+def test_controls_that_stay_refused_fail_the_step_where_the_nulls_would_stand_on_few(world, tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"refused the controls of 4 of 4 neurons.*filtered"):
+        judged(world, Store(tmp_path), Bare(every=1 << 30), control_neurons=4)
+    site, _, told = judged(world, Store(tmp_path), Fickle(every=1 << 30), control_neurons=4)
+    row = site.rows["random_only_generated"]
+    assert (row["n_controls"], row["n_controls_refused"], told) == (4, 0, [])
 
 
 def test_how_much_may_be_refused_is_a_part_of_the_recipe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,18 @@ import pytest
 from interpret_world import WIDTHS, planted, settings
 
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.tokens import TokenSplit
+from pipeline.artifacts.vocabulary import token_strings
 from pipeline.config import Config, InterpretConfig
 from pipeline.errors import ConfigError
 from pipeline.interpret import limits
 from pipeline.interpret.estimate import judge_plan
-from pipeline.interpret.excerpts import Metric
-from pipeline.interpret.layer import SiteScores
+from pipeline.interpret.excerpts import Chosen, Metric
+from pipeline.interpret.layer import Judged, SiteScores, score_site
 from pipeline.interpret.offline import score_offline
-from pipeline.interpret.reading import sites_of
+from pipeline.interpret.reading import read_excerpts, sites_of
 from pipeline.interpret.stage import INTERPRET, summary
+from pipeline.interpret.token_table import TokenTableJudge
 
 METRICS: tuple[Metric, ...] = ("top_and_random", "random_only", "anthropic")
 
@@ -31,11 +35,16 @@ def keep(records: Artifact, store: Store, top: int = 50, random: int = 50, per_q
     most = {"top": top, "random": random, "quantile": per_quantile}
     kinds = [pc.and_(pc.equal(table["kind"], kind), pc.less(table["rank"], count)) for kind, count in most.items()]
     kept = pc.or_(pc.or_(kinds[0], kinds[1]), kinds[2])
-    making = store.making_folder("fewer")
+    return _published(store, records, table.filter(kept))
+
+
+def _published(store: Store, records: Artifact, excerpts: pa.Table) -> Artifact:
+    """`records` with these excerpts."""
+    making = store.making_folder("changed")
     (making / "neurons.parquet").write_bytes(records.file("neurons.parquet").read_bytes())
-    with pq.ParquetWriter(making / "excerpts.parquet", table.schema) as writer:
+    with pq.ParquetWriter(making / "excerpts.parquet", excerpts.schema) as writer:
         for width in WIDTHS:
-            writer.write_table(table.filter(pc.and_(kept, pc.equal(table["width"], width))), row_group_size=1 << 20)
+            writer.write_table(excerpts.filter(pc.equal(excerpts["width"], width)), row_group_size=1 << 20)
     recipe = {"stage": "activations", "version": 1, "fingerprint": "f" * 32, "settings": {}, "inputs": {}}
     return store.publish(making, recipe, {}, {})
 
@@ -44,6 +53,16 @@ def keep(records: Artifact, store: Store, top: int = 50, random: int = 50, per_q
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
     tokens, records, _ = planted(tmp_path_factory.mktemp("basis"), n_neurons=4, n_tokens=400_000)
     return tokens, records
+
+
+def firing_in(records: Artifact, store: Store, n_top: int) -> Artifact:
+    """The same neurons, if they fired nowhere but in so many top excerpts."""
+    table = pq.read_table(records.file("excerpts.parquet"))
+    rows = [
+        row if row["kind"] == "top" and row["rank"] < n_top else row | {"activations": [0.0] * len(row["activations"])}
+        for row in table.to_pylist()
+    ]
+    return _published(store, records, pa.Table.from_pylist(rows, schema=table.schema))
 
 
 def scored(world: tuple[Artifact, Artifact], folder: Path, **kept: int) -> SiteScores:
@@ -199,3 +218,44 @@ def test_the_papers_mean_leaves_out_the_models_last_layer_whichever_were_read(
     assert told["mean_paper"] == (pytest.approx(np.mean(kept)) if kept else None)
     assert told["mean"] == pytest.approx(np.mean([0.1 * (layer + 1) for layer in layers]))
     assert (told["n_layers"], told["n_layers_of_model"]) == (len(layers), n_layer)
+
+
+@pytest.mark.parametrize(
+    "n_top, protocol, status",
+    [
+        (0, "corrected", "silent"),
+        (2, "corrected", "too few excerpts"),
+        (5, "corrected", "too few excerpts"),
+        (6, "corrected", "scored"),
+        (2, "paper", "scored"),
+    ],
+)
+def test_a_text_on_which_a_neuron_does_nothing_is_no_top_excerpt_of_it(
+    world, tmp_path, n_top, protocol, status
+) -> None:
+    tokens, records = world
+    rare = firing_in(records, Store(tmp_path), n_top)
+    asked = settings(InterpretConfig(protocol=protocol, metrics=("top_and_random",)))
+    rows = rows_of(score_offline(asked, tokens, rare, sites_of(rare)[0]), "top_and_random")
+    assert {row["status"] for row in rows} == {status}
+    if status == "scored":
+        count = n_top // 2 if protocol == "corrected" else 5
+        assert {(row["n_explained"], row["n_excerpts"]) for row in rows} == {(count, 5 + count)}
+
+
+def test_controls_are_of_as_many_neurons_as_are_asked_for_though_few_of_a_chunk_can_be_controlled(world) -> None:
+    """Four neurons, judged one by one; the first has no explanation to exchange."""
+    tokens, records = world
+    asked = []
+
+    class OneByOne(TokenTableJudge):
+        def judge(self, chosen: Chosen, rng: np.random.Generator, controls: int) -> Judged:
+            asked.append(controls)
+            first = chosen.neurons[0] == 0
+            return replace(super().judge(chosen, rng, controls), controlled=np.array([controls > 0 and not first]))
+
+    site, config = sites_of(records)[0], settings(InterpretConfig(control_neurons=2, metrics=("random_only",)))
+    excerpts = read_excerpts(records, site, np.arange(4), config.activations)
+    split = TokenSplit(tokens, "val")
+    row = score_site(config, site, excerpts, split, OneByOne(token_strings(), chunk=1)).rows["random_only"]
+    assert asked == [2, 2, 1, 0] and (row["n_controls"], row["n_null_other"]) == (2, 2)

@@ -135,7 +135,7 @@ def test_all_next_words_are_shown(built_report: Built) -> None:
 
 def test_scores_stand_beside_what_chance_scores_and_name_their_protocol(built_report: Built, page: Page) -> None:
     row = next(row for row in table(built_report, "scores") if row[:3] == ["gpt2-2l", "neurons", "Anthropic"])
-    assert row[-3:] == ["0.1", "0.0", "-"]
+    assert row[-3:] == ["0.1 of 984", "0.0 of 984", "-"]
     assert "Protocol: corrected" in page.text
 
 
@@ -151,6 +151,13 @@ def test_the_text_is_counted_by_domain(built_report: Built, page: Page) -> None:
 
 def number(text: str) -> int:
     return int(text.replace(",", ""))
+
+
+def test_what_is_dead_or_sparse_is_so_on_a_number_of_tokens(page: Page) -> None:
+    assert re.search(r"not zero at a token, and of those that always were, over [\d.]+[kM]? tokens", page.text)
+    assert (
+        "Both and the variance are over 16.4k tokens of the held-out text, losses and KL over 16.4k tokens" in page.text
+    )
 
 
 def test_dead_neurons_and_the_features_densities_are_drawn(built_report: Built, page: Page) -> None:

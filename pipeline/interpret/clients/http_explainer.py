@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pipeline.interpret import replies
 from pipeline.interpret.backends import Text, Usage
 from pipeline.interpret.clients.http import PromptRefused, Server
 from pipeline.interpret.prompts.prompt_set import Message
@@ -47,13 +48,14 @@ class HttpExplainer:
 
 
 def written(answer: dict[str, Any]) -> str | None:
-    """The text of a chat answer; None when the model declined, or the answer has no text where it should be, or only blanks."""
+    """The text of a chat answer, without its reasoning; None when the model declined, or there is no text or only blanks."""
     choice = answer["choices"][0]
     message = choice.get("message")
     if not isinstance(message, dict) or message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return None
     content = message.get("content")
-    return content if isinstance(content, str) and content.strip() else None
+    text = replies.answer(content) if isinstance(content, str) else ""
+    return text if text.strip() else None
 
 
 def usage(answer: dict[str, Any], seconds: float, prompt: str, most_tokens_out: int) -> Usage:

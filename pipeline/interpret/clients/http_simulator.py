@@ -20,6 +20,7 @@ from pipeline.interpret.clients.http_explainer import usage
 from pipeline.interpret.prompts.prompt_set import CLOSING, UNKNOWN, PromptSet
 
 TOP = 20  # log-probabilities asked for; vLLM's default limit
+NO_LOGPROBS = "a reply without log-probabilities of the prompt"
 COUNTING = "one two three four five six seven eight nine ten " * 5
 TEN = "\n a\t10\n"
 
@@ -64,7 +65,10 @@ class HttpSimulator:
             cost = Usage(
                 cost.tokens_in + added.tokens_in, cost.tokens_out + added.tokens_out, cost.seconds + added.seconds
             )
-            values = read_echo(echoed(answer), len(tokens), (begin + lines).count(f"\t{UNKNOWN}"), self.paper)
+            echo = echoed(answer)
+            if echo is None:  # it gave them when it was tried
+                return Simulation(None, cost, why=NO_LOGPROBS, keep=False)
+            values = read_echo(echo, len(tokens), (begin + lines).count(f"\t{UNKNOWN}"), self.paper)
             if values is None:
                 return Simulation(None, cost, unparsed=True)
             predictions.append(values)
@@ -83,6 +87,10 @@ class HttpSimulator:
             raise self._unfit(refusal.why) from refusal
         if echo is None or not "".join(token for token, _ in echo).startswith(COUNTING[:40]):
             raise self._unfit("it ignores echo")
+        least = expected.PAPER_TOP if self.paper else TOP
+        most = max((len(entry) for _, entry in echo), default=0)  # of some tokens, two may be written alike
+        if most < least:
+            raise self._unfit(f"it gives {most} log-probabilities a token, and {least} are read")
         at = sum(_likeliest(entry) == token for token, entry in echo[10:50])
         one_off = sum(_likeliest(entry) == echo[10 + i + 1][0] for i, (_, entry) in enumerate(echo[10:50]))
         if one_off > at:
@@ -113,14 +121,12 @@ def echoed(answer: dict[str, Any]) -> Echo | None:
     return [(token, top or {}) for token, top in zip(tokens, tops, strict=True)]
 
 
-def read_echo(echo: Echo | None, n_tokens: int, n_unknown: int, paper: bool) -> np.ndarray | None:
+def read_echo(echo: Echo, n_tokens: int, n_unknown: int, paper: bool) -> np.ndarray | None:
     """Expected activations at the last `n_tokens` of the `n_unknown` places where "unknown" follows a tab.
 
     None where there are more or fewer of them: another text was read there, and numbers would go to the wrong tokens.
     NaN where no number is among the likeliest tokens (`paper`: 0).
     """
-    if echo is None:
-        return None
     places = [
         index
         for index in range(1, len(echo))
