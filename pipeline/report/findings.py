@@ -158,7 +158,7 @@ def _against_unigram(study: Study) -> Finding | None:
     tokens = [cell.train_tokens for cell in found.cells]
     saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
     below, total = len(found.below), len(found.cells)
-    limit = f"the unigram entropy of the validation text, {found.entropies} nats{found.margin}"
+    limit = f"the unigram entropy of the tokens that their losses are of, {found.entropies} nats"
     if not below:
         plain = f"None of {total} model{'s' if total > 1 else ''} ends below {limit}: nothing here shows the use of context."
     elif below == total:
