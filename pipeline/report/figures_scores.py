@@ -119,10 +119,12 @@ def against_loss(study: Study, rows: Rows) -> Figure | None:
         [row for row in rows if row["cell"] in cells],
         "scores_against_loss",
         "Interpretability against loss",
-        "Better models are to the left.",
+        "Lower losses are to the left. One line what the key names; losses of unlike text, tokens or measurement, and scores of "
+        "unlike reading, do not tell which model is better.",
         "validation loss, nats a token",
         lambda cell: _mean_loss(study, cell),
-        _trained if study.earlier else lambda cell: cell.score_series,
+        _trained if study.earlier else _kind,
+        _untimed if study.earlier else _kind,
         logarithmic=False,
     )
 
@@ -140,6 +142,7 @@ def against_tokens(study: Study, rows: Rows) -> Figure | None:
         "training tokens",
         lambda cell: float(cell.train_tokens),
         _trained,
+        _untimed,
         logarithmic=True,
     )
 
@@ -152,8 +155,17 @@ def _mean_loss(study: Study, cell: Cell) -> float:
 
 def _trained(cell: Cell) -> str:
     """What is the same of all weights of one training, and of trainings that differ in length or seed."""
+    return canonical_text([cell.model.n_layer, cell.model.d_model, _untimed(cell)])
+
+
+def _untimed(cell: Cell) -> str:
+    """All that tells it apart but its size and how long it was trained."""
     others = {key: value for key, value in cell.reading.items() if key not in (TOKENS_KEY, CHECKPOINT_KEY)}
-    return canonical_text([cell.architecture, cell.model.n_layer, cell.model.d_model, others])
+    return cell.named(others, cell.loss_note)
+
+
+def _kind(cell: Cell) -> str:
+    return cell.named(cell.reading, cell.loss_note)
 
 
 def _against(
@@ -165,6 +177,7 @@ def _against(
     axis: str,
     value_of: Callable[[Cell], float],
     line_of: Callable[[Cell], str],
+    label_of: Callable[[Cell], str],
     logarithmic: bool,
 ) -> Figure | None:
     rows = over_seeds(study, [row for row in rows if row["family"] == "code"])
@@ -188,9 +201,7 @@ def _against(
                     (f"{cell.name}: {points(row['mean'])} at {axis} {value_of(cell):.4g}", link_to(cell))
                     for cell, row in line
                 ]
-                canvas.marks(
-                    axes, x, y, tips, **marker(study, first), markersize=5, label=ARCHITECTURES[first.architecture]
-                )
+                canvas.marks(axes, x, y, tips, **marker(study, first), markersize=5, label=label_of(first))
                 one_depth = len({cell.model.n_layer for cell, _ in line}) == 1
                 for (cell, _), a, b in list(zip(line, x, y, strict=True))[-1 if one_depth else 0 :]:
                     if len(study.depths) <= 6:

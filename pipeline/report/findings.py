@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pipeline.report.gaps import Gap, ScoreGaps, loss_gap, score_gaps
 from pipeline.report.pairs import Measured, Pair, deepest_pair, why_no_pair
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Study, tokens_said
 from pipeline.report.tables import Tables
-from pipeline.report.text import METRICS, amount
+from pipeline.report.text import METRICS
 from pipeline.report.unigram import context_users
 
 UNLIKE_COVERAGE = 0.2  # of the neurons: where the shares that have a score differ by more, it is told with the means
@@ -155,8 +155,6 @@ def _against_unigram(study: Study) -> Finding | None:
     found = context_users(study.models)
     if found is None:
         return None
-    tokens = [cell.train_tokens for cell in found.cells]
-    saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
     below, total = len(found.below), len(found.cells)
     limit = f"the unigram entropy of the tokens that their losses are of, {found.entropies} nats"
     if not below:
@@ -167,7 +165,11 @@ def _against_unigram(study: Study) -> Finding | None:
         plain = f"{below} of {total} models end below {limit}: they use context; of the others that is not shown."
     label, names = "models below the unigram entropy", tuple(cell.name for cell in found.cells)
     return Finding(
-        f"{below} / {total}", label, f"{plain} They saw {saw} tokens.", names, "accent" if below else "muted"
+        f"{below} / {total}",
+        label,
+        f"{plain} They saw {tokens_said(found.cells)}.",
+        names,
+        "accent" if below else "muted",
     )
 
 

@@ -275,6 +275,36 @@ def test_each_text_of_a_grid_is_told_and_each_cell_reads_its_own(tmp_path: Path)
     assert {row[0] for row in table(built, "text")} == {"tokens", "tokens-val_fraction0.6"}
 
 
+def figure_of(built: Built, name: str) -> str:
+    """A figure's caption, key and words, without its marks."""
+    html = built.html
+    start = html.index(f'<figure id="fig-{name}">')
+    return Page(re.sub(r"<svg.*?</svg>", "", html[start : html.index("</figure>", start)], flags=re.DOTALL)).text
+
+
+def test_models_that_saw_unequal_numbers_of_tokens_are_not_drawn_as_if_alike(tmp_path: Path) -> None:
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), d_model=8, n_head=1)
+    sweep.add("crate", 1, pretrain__total_tokens=131_072)
+    sweep.add("gpt2", 1)
+    built = build(sweep, tmp_path / "report")
+    for name in ("scaling", "domains"):
+        assert "The models saw 65.5k to 131k tokens" in figure_of(built, name), name
+    assert "trained on 65.5k to 131k tokens" in Page(built.html).text
+    assert "CRATE (total_tokens 131072)" in figure_of(built, "scores_against_loss")
+
+
+def test_losses_and_scores_that_were_measured_in_unlike_ways_are_named_apart(tmp_path: Path) -> None:
+    """One model lacks its evaluation and has the training's own; neurons of the others were read in two ways."""
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), d_model=8, n_head=1)
+    sweep.add("crate", 1, missing={"evaluate": "failed: out of memory"})
+    sweep.add("gpt2", 1)
+    sweep.add("gpt2", 1, activations__top=10)
+    built = build(sweep, tmp_path / "report")
+    assert "measured in training)" in table(built, "cells")[0][-2]
+    drawn = figure_of(built, "scores_against_loss")
+    assert "measured in training)" in drawn and "GPT-2 (top 10, " in drawn and "Better models" not in drawn
+
+
 def test_captions_and_columns_say_what_scores_stand_on(tmp_path: Path) -> None:
     """A kind that goes short is told with its number; a metric that lacks one has no score and no caption."""
 
