@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.interpret.basis import Part
+from pipeline.report.browser import browser
 from pipeline.report.figures_edits import steering_effects
 from pipeline.report.neurons import all_units
 from pipeline.report.page import HERE
@@ -291,6 +292,23 @@ def test_models_that_saw_unequal_numbers_of_tokens_are_not_drawn_as_if_alike(tmp
         assert "The models saw 65.5k to 131k tokens" in figure_of(built, name), name
     assert "trained on 65.5k to 131k tokens" in Page(built.html).text
     assert "CRATE (total_tokens 131072)" in figure_of(built, "scores_against_loss")
+
+
+def test_the_neurons_side_by_side_are_of_models_that_are_alike_or_said_not_to_be(tmp_path: Path) -> None:
+    """A deeper CRATE and weights kept along the way are there, too: neither is shown beside GPT-2 at the end of its training."""
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), d_model=8, n_head=1)
+    sweep.add("crate", 2)
+    sweep.add("gpt2", 1, checkpoint_step=4, pretrain__keep_log_spaced=True)
+    sweep.add("gpt2", 1)
+    shown = browser(gather(sweep.settings, sweep.inputs)).gallery
+    assert [(entry["head"]["cell"], entry["alike"]) for entry in shown] == [("crate-2l", ""), ("gpt2-1l", "")]
+    sweep.add("crate", 1)
+    built = build(sweep, tmp_path / "report")
+    shown = browser(gather(sweep.settings, sweep.inputs)).gallery
+    assert [entry["head"]["cell"] for entry in shown] == ["crate-1l", "gpt2-1l"]
+    assert (
+        "no typical ones, of one model of each architecture (both: 65.5k tokens each, 1 layer" in Page(built.html).text
+    )
 
 
 def test_losses_and_scores_that_were_measured_in_unlike_ways_are_named_apart(tmp_path: Path) -> None:
