@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.interpret.basis import Part
 from pipeline.report.browser import browser
-from pipeline.report.figures_edits import steering_effects
+from pipeline.report.figures_edits import steering_doses, steering_effects
 from pipeline.report.neurons import all_units
 from pipeline.report.page import HERE
 from pipeline.report.study import gather
@@ -98,6 +99,8 @@ def table(built: Built, name: str) -> list[list[str]]:
 
 
 def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
+    """Of both architectures: neurons of neither are reconstructed."""
+    assert "CRATE's own code needs no" not in figure_of(built_report, "autoencoders")
     rows = table(built_report, "lossless")
     assert ["crate-1l", "code-l0", "7", "clamp", "0", "0", "0", "lossless"] in rows
     assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "+0.1000", "lossy"] in rows
@@ -309,6 +312,26 @@ def test_the_neurons_side_by_side_are_of_models_that_are_alike_or_said_not_to_be
     assert (
         "no typical ones, of one model of each architecture (both: 65.5k tokens each, 1 layer" in Page(built.html).text
     )
+
+
+def test_steered_and_controls_are_of_the_same_edits_and_features_no_neurons() -> None:
+    """Edit 1 has no control, edit 0 has two, edit 2 is of a feature: its effects are a hundred times larger."""
+    study = SimpleNamespace(cells=[SimpleNamespace(name="crate-1l")])
+    rows = [
+        {"cell": "crate-1l", "edit": edit, "site": site, "layer": 0, "role": role, "dose": 1.0, "kl": kl}
+        for edit, site, role, kl in (
+            (0, "code-l0", "steered", 1.0),
+            (0, "code-l0", "control", 1.0),
+            (0, "code-l0", "control", 3.0),
+            (1, "code-l0", "steered", 9.0),
+            (2, "code-l0-1x", "steered", 100.0),
+            (2, "code-l0-1x", "control", 100.0),
+        )
+    ]
+    drawn = steering_doses(study, rows)
+    assert "crate-1l 1 neuron steered dose 1 1; crate-1l 1 neuron control dose 1 2;" in drawn.alt
+    assert "crate-1l 1 feature steered dose 1 100; crate-1l 1 feature control dose 1 100." in drawn.alt
+    assert "no interval" in drawn.caption
 
 
 def test_losses_and_scores_that_were_measured_in_unlike_ways_are_named_apart(tmp_path: Path) -> None:
