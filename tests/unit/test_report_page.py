@@ -106,6 +106,11 @@ def test_lossless_and_lossy_stand_side_by_side(built_report: Built) -> None:
     assert ["crate-1l", "code-l0-1x", "all", "splice", "0.31", "0.02", "+0.1000", "lossy"] in rows
 
 
+def test_an_offset_without_an_interval_has_no_sign(built_report: Built) -> None:
+    rows = table(built_report, "offsets")
+    assert rows and all("no interval" in row[-1] and not row[-2].startswith(("+", "-")) for row in rows)
+
+
 def test_the_figure_of_effects_shows_tokens_with_their_changes(page: Page) -> None:
     tips = [str(a["data-tip"]) for tag, a in page.tags if a.get("class") == "mark"]
     said = "logit 0.00 to 2.00, probability 0.01 to 0.3"
