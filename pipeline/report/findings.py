@@ -87,7 +87,7 @@ def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str) -> Finding:
         plain = f"At {depth} whose neurons are better explained cannot be said: {both}; {_no_verdict(gap, 100, '.1f')}."
     number, label = f"{100 * gap.crate:.1f} : {100 * gap.gpt2:.1f}", f"{metric} score times 100, CRATE : GPT-2"
     judges = sorted({cell.artifacts["interpret"].summary["judge"] for cell in (*pair.crate, *pair.gpt2)})
-    plain += f"{_coverage(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
+    plain += f"{_coverage(gaps)}{_unlike_excerpts(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
     return Finding(number, label, plain, _names(pair), gap.higher or "muted")
 
 
@@ -135,6 +135,14 @@ def _coverage(gaps: ScoreGaps) -> str:
     if abs(shares[0] - shares[1]) > UNLIKE_COVERAGE:
         return said + ": the means are of unlike shares, and what the other neurons would score is not known."
     return said + "."
+
+
+def _unlike_excerpts(gaps: ScoreGaps) -> str:
+    """On how many excerpts the scores of each stand, where these are not equally many."""
+    said = [f"{count:.1f}" for count in gaps.excerpts if count is not None]
+    if len(set(said)) < 2:
+        return ""
+    return f" A score is of {said[0]} excerpts on average for CRATE, and of {said[1]} for GPT-2."
 
 
 def _equal_layers(pair: Pair, gaps: ScoreGaps) -> str:

@@ -141,6 +141,16 @@ def test_one_seed_each_speaks_of_these_models_and_has_no_verdict_on_losses() -> 
     assert unigram.number == "2 / 2"
 
 
+def test_scores_on_unequal_numbers_of_excerpts_are_said_to_be() -> None:
+    world = draw(np.random.default_rng(0), 1)
+    for row in world.rows:
+        row["excerpts"] = 10.0
+    assert "excerpts" not in world.told[1].plain
+    for row in world.rows:
+        row["excerpts"] = 10.0 if row["cell"].startswith("crate") else 6.0
+    assert "A score is of 10.0 excerpts on average for CRATE, and of 6.0 for GPT-2." in world.told[1].plain
+
+
 @pytest.mark.parametrize("n_neurons", [1, 5, 19])
 def test_few_neurons_or_layers_carry_no_verdict(n_neurons: int) -> None:
     world = World(n_layer=1)
