@@ -20,6 +20,7 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
+from pipeline.report.replicas import mean_and_half
 from pipeline.report.series import AXES, FITTED, Series, all_series
 from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Rows, Study, tokens_said
 from pipeline.report.style import PALETTE, Canvas, Figure
@@ -213,7 +214,7 @@ def _ablation(study: Study, key: str, lines: list[list[Cell]]) -> Figure:
     architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
+        drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False, sharey=True)
         for axes, architecture in zip(panels, architectures, strict=True):
             for line in lines:
                 if line[0].architecture == architecture:
@@ -230,7 +231,8 @@ def _ablation(study: Study, key: str, lines: list[list[Cell]]) -> Figure:
     return Figure(
         f"ablation_{key.replace('.', '_')}",
         f"Loss against {name}",
-        f"What else the sweep varies: {key}. One line a depth and whatever else varies, through the means over seeds.",
+        f"What else the sweep varies: {key}. One line a depth and whatever else varies, through the means over seeds; bars "
+        "are their 95 % intervals. What another seed would give of a mark without a bar is not known.",
         f"Validation loss against {key}: {said}.",
         draw,
     )
@@ -244,7 +246,11 @@ def _ablation_line(canvas: Canvas, axes: Axes, study: Study, key: str, line: lis
     shade, alpha, values = PALETTE[first.architecture], strength(study, first), sorted(losses)
     means = [float(np.mean(losses[value])) for value in values]
     axes.plot(values, means, color=shade, alpha=alpha)
+    for value, (mean, half) in ((value, mean_and_half(losses[value])) for value in values):
+        axes.errorbar(value, mean, half, color=shade, linewidth=1.2, capsize=3, alpha=alpha)
     tips = [(f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.reading[key]:g}", link_to(cell)) for cell in line]
     x, y = [cell.reading[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
     canvas.marks(axes, x, y, tips, marker="o", color=shade, alpha=alpha)
-    label_point(axes, f"{first.model.n_layer}L", values[-1], means[-1], shade)
+    others = {k: v for k, v in first.reading.items() if k.startswith(TRAINING) and k not in (key, *SHAPE_KEYS)}
+    said = [f"{first.model.n_layer}L", *(f"{k.rpartition('.')[2]} {v}" for k, v in others.items())]
+    label_point(axes, ", ".join(said), values[-1], means[-1], shade)

@@ -339,6 +339,22 @@ def test_steered_and_controls_are_of_the_same_edits_and_features_no_neurons() ->
     assert "no interval" in drawn.caption
 
 
+def test_every_line_that_differs_in_a_setting_is_named(tmp_path: Path) -> None:
+    """Two learning rates, and two amounts of text on which neurons were read: of the fewer, more neurons are dead."""
+    sweep = SyntheticSweep(fresh_store(tmp_path / "store"), d_model=8, n_head=1)
+    sweep.add("crate", 1)
+    sweep.add("crate", 1, pretrain__learning_rate=0.01)
+    sweep.add("crate", 1, activations__tokens=1024)
+    built = build(sweep, tmp_path / "report")
+    for name, said in (("loss_curves", "rate 0.01"), ("coding_rate", "rate 0.01"), ("sparsity", "tokens 1024")):
+        assert said in figure_of(built, name), name
+    assert "mark without a bar is not known" in figure_of(built, "ablation_pretrain_learning_rate")
+    alone = SyntheticSweep(fresh_store(tmp_path / "plain"), name="plain", d_model=8, n_head=1)
+    alone.add("crate", 1)
+    curves = build(alone, tmp_path / "other").html.partition('id="fig-loss_curves"')[2].partition("</figure>")[0]
+    assert curves and 'class="key"' not in curves
+
+
 def test_losses_and_scores_that_were_measured_in_unlike_ways_are_named_apart(tmp_path: Path) -> None:
     """One model lacks its evaluation and has the training's own; neurons of the others were read in two ways."""
     sweep = SyntheticSweep(fresh_store(tmp_path / "store"), d_model=8, n_head=1)
