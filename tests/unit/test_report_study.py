@@ -178,6 +178,18 @@ def test_laws_of_a_ladder_are_told_with_what_they_cannot_say(sweep: SyntheticSwe
     assert by_flops["alpha"] is not None
 
 
+def test_a_mean_score_stands_at_the_mean_loss_of_its_own_seeds(sweep: SyntheticSweep) -> None:
+    """The third seed has a loss, and no scores: its judge failed."""
+    for seed, loss in enumerate((4.0, 5.0, 9.0)):
+        sweep.add("crate", 1, seed=seed, loss=loss, missing={"interpret": "failed"} if seed == 2 else None)
+    sweep.add("gpt2", 1)
+    study = study_of(sweep)
+    figure = figures_scores.against_loss(study, all_tables(study)["model_scores"])
+    assert figure is not None
+    texts = [text for marks in figure.drawn[1].tips.values() for text, _ in marks if text.startswith("crate")]
+    assert texts and all(text.endswith(" 4.5") for text in texts), texts
+
+
 def test_the_floor_of_a_law_is_no_result_where_its_exponent_is_none(sweep: SyntheticSweep) -> None:
     rng = np.random.default_rng(0)
     for n_layer in range(1, 9):
