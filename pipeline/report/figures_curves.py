@@ -90,7 +90,7 @@ def unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "right
     if entropy is None:
         return
     low, high = axes.get_ylim()
-    said = f"unigram entropy {entropy:.2f}"
+    said = f"unigram entropy of all of val {entropy:.2f}"
     style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
     x, inwards = (1, -2) if side == "right" else (0, 2)
     below = side == "left"  # where curves of training come down from above
