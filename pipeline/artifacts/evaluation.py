@@ -90,11 +90,15 @@ class DomainTotals:
     def __init__(self, domains: tuple[str, ...]) -> None:
         self.domains = domains
         self.sums = np.zeros((3, len(domains)))  # nats, tokens, bytes
+        self.counts = np.zeros(0, np.int64)  # how often each token is a target
 
     def add(self, batch: ValBatch, losses: NDArray[np.float32]) -> None:
         """Count the losses (batch, n_ctx) of a batch's targets."""
         counted = batch.targets >= 0
         domains, targets = batch.domains[counted], batch.targets[counted]
+        seen = np.bincount(targets, minlength=len(self.counts))
+        seen[: len(self.counts)] += self.counts
+        self.counts = seen
         for total, weights in zip(self.sums, (losses[counted], np.ones(len(targets)), _bytes_of(targets)), strict=True):
             total += np.bincount(domains, np.asarray(weights, np.float64), minlength=len(self.domains))
 
@@ -102,6 +106,12 @@ class DomainTotals:
     def loss(self) -> float:
         """Mean over all targets, nats a token."""
         return float(self.sums[0].sum() / self.sums[1].sum())
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats a token of the targets under their own frequencies: no model without context has a lower loss on them."""
+        shares = self.counts[self.counts > 0] / self.counts.sum()
+        return float(-(shares * np.log(shares)).sum())
 
     @property
     def n_tokens(self) -> int:

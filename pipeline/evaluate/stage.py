@@ -31,7 +31,7 @@ def run(settings: EvaluateSettings, inputs: Mapping[str, Artifact], out_folder: 
         "val_loss": totals.loss,
         "bits_per_byte": totals.bits_per_byte,
         "val_tokens": totals.n_tokens,
-        "unigram_entropy": inputs["tokens"].summary["unigram_entropy"],
+        "unigram_entropy": totals.unigram_entropy,
     }
     tracker = context.tracker.open()
     tracker.metrics(

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.report.neurons import TOP_TOKENS, Units, all_units
+from pipeline.report.pairs import deepest_pair
 from pipeline.report.study import ARCHITECTURES, Study
 from pipeline.report.text import METRICS, family_name, is_of_autoencoder
 
@@ -43,7 +44,7 @@ def browser(study: Study) -> Browser:
         counts.setdefault((units.cell.made_of(of), units.family), sum(page.head["neurons"]))
     strings = token_strings() if used else []
     vocabulary = {token: strings[token] if token < len(strings) else f"<{token}>" for token in sorted(used)}
-    return Browser(pages, sum(counts.values()), vocabulary, gallery(pages))
+    return Browser(pages, sum(counts.values()), vocabulary, gallery(study, pages))
 
 
 def unit_page(study: Study, units: Units) -> tuple[UnitPage, set[int]]:
@@ -93,20 +94,24 @@ def _small(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scores), NO_SCORE, np.round(1000 * np.nan_to_num(scores))).astype("<i2")
 
 
-def gallery(pages: list[UnitPage]) -> list[dict[str, Any]]:
-    """The best-scored shown neurons of the deepest cell of each architecture."""
-    found = []
+def gallery(study: Study, pages: list[UnitPage]) -> list[dict[str, Any]]:
+    """The best-scored shown neurons of a model of each architecture: of two that are alike, else of the deepest of each."""
+    found, pages = [], [page for page in pages if page.head["family"] == "code"]
+    cells = {page.head["cell"]: study.by_name[page.head["cell"]] for page in pages}
+    pair = deepest_pair([cell for cell in cells.values() if cell.is_last], "scores")
+    alike = (pair.crate[0].name, pair.gpt2[0].name) if pair else tuple(cells)
     for architecture, name in ARCHITECTURES.items():
-        own = [page for page in pages if page.head["architecture"] == architecture and page.head["family"] == "code"]
+        own = [page for page in pages if page.head["architecture"] == architecture and page.head["cell"] in alike]
         if not own:
             continue
-        deepest = max(own, key=lambda page: len(page.head["layers"]))
+        deepest = max(own, key=lambda page: (cells[page.head["cell"]].is_last, cells[page.head["cell"]].model.n_layer))
         metric = next(iter(deepest.head["metrics"]), None)
         ranked = sorted(deepest.shown, key=lambda neuron: -(neuron["scores"].get(metric) or -1.0))
         found.append(
             {
                 "architecture": architecture,
                 "name": name,
+                "alike": pair.equal if pair else "",
                 "head": deepest.head,
                 "metric": METRICS.get(metric or "", ""),
                 "metric_key": metric,

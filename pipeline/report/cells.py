@@ -205,22 +205,23 @@ class Cell:
     @property
     def series(self) -> str:
         """What its loss is drawn with: architecture, and whatever else varies in training beside size, seed and tokens."""
-        return self._named(self.variant, self.loss_note)
+        return self.named(self.variant, self.loss_note)
 
     @property
     def score_series(self) -> str:
         """What its scores are drawn with: the training tokens and the judge tell lines apart, too."""
-        return self._named(self.reading)
+        return self.named(self.reading)
 
     @property
     def feature_series(self) -> str:
         """What the scores and measures of its SAEs are drawn with."""
-        return self._named(self.reading_of_features)
+        return self.named(self.reading_of_features)
 
     def series_of(self, family: str) -> str:
         return self.feature_series if is_of_autoencoder(family) else self.score_series
 
-    def _named(self, values: Mapping[str, Any], note: str = "") -> str:
+    def named(self, values: Mapping[str, Any], note: str = "") -> str:
+        """Its architecture, the `values` that tell it apart, and a note."""
         told = [f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in values.items()]
         extra = ", ".join([*told, note] if note else told)
         return ARCHITECTURES[self.architecture] + (f" ({extra})" if extra else "")

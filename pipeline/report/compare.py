@@ -104,7 +104,8 @@ def _scores(cell: str, run_a: Run, run_b: Run, seed: int) -> list[dict[str, Any]
     for metric in (metric for metric in METRICS if metric in a and metric in b):
         paired = _same_model(cell, run_a, run_b) and _asked(a[metric]) == _asked(b[metric])
         scores = [{n: _column(table, "score") for n, table in found[metric].items()} for found in (a, b)]
-        row = _score_row(cell, metric, scores[0], scores[1], paired, unlike, rng)
+        note = _joined(_unlike_excerpts(a[metric], b[metric]), unlike)
+        row = _score_row(cell, metric, scores[0], scores[1], paired, note, rng)
         rows.append(row | {"low": None, "high": None, "note": "same artifact"} if same else row)
     return rows
 
@@ -158,6 +159,14 @@ def _by_metric(artifact: Artifact) -> dict[str, dict[int, pa.Table]]:
 def _asked(layers: dict[int, pa.Table]) -> dict[int, list[int]]:
     """Which neurons were to be scored, by layer, in the order of their scores."""
     return {layer: table["neuron"].to_pylist() for layer, table in layers.items()}
+
+
+def _unlike_excerpts(*layers_of: dict[int, pa.Table]) -> str:
+    """How many excerpts a scored neuron of either run has on average; empty where these are equally many."""
+    scored = [pa.concat_tables(layers.values()).filter(pc.field("score").is_valid()) for layers in layers_of]
+    means = [pc.mean(table["n_excerpts"]).as_py() for table in scored]
+    said = [f"{mean:.1f}" for mean in means if mean is not None]
+    return f"a score is of {said[0]} and of {said[1]} excerpts on average" if len(set(said)) > 1 else ""
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

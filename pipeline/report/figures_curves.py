@@ -30,10 +30,11 @@ def loss_curves(study: Study, rows: Rows) -> Figure | None:
     if not shown:
         return None
     architectures = [name for name in study.architectures if any(cell.architecture == name for cell in shown)]
+    several = len({cell.series for cell in shown}) > len(architectures)
     longest = max(row["tokens"] for cell in shown for row in curves[cell.name])
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 3.3, legend=False, sharey=True)
+        drawing, panels = canvas.grid(len(architectures), 2, 3.3, legend=several, sharey=True)
         for axes, architecture in zip(panels, architectures, strict=True):
             own = [cell for cell in shown if cell.architecture == architecture]
             labelled = labelled_depths([cell.model.n_layer for cell in own])
@@ -47,6 +48,8 @@ def loss_curves(study: Study, rows: Rows) -> Figure | None:
                 axes, [end for end, cell in zip(ends, own, strict=True) if end and cell.model.n_layer in labelled]
             )
         panels[0].set_ylabel("loss, nats a token")
+        if several:
+            canvas.key(drawing, panels)
         return drawing
 
     finals = "; ".join(f"{cell.name} {cell.val_loss:.3f}" for cell in shown if cell.val_loss is not None)
@@ -69,7 +72,7 @@ def _curve(canvas: Canvas, axes: Axes, study: Study, cell: Cell, rows: Rows) -> 
     x, y = [row["tokens"] for row in points], [row["val_loss"] for row in points]
     axes.plot(x, y, color=shade, alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
     tips = [(f"{cell.name}: {b:.3f} after {amount(a)} tokens", link_to(cell)) for a, b in zip(x, y, strict=True)]
-    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=3)
+    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=3, label=cell.series)
     return x[-1], y[-1], depth_label(study, cell), shade
 
 
@@ -87,7 +90,7 @@ def unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "right
     if entropy is None:
         return
     low, high = axes.get_ylim()
-    said = f"unigram entropy {entropy:.2f}"
+    said = f"unigram entropy of all of val {entropy:.2f}"
     style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
     x, inwards = (1, -2) if side == "right" else (0, 2)
     below = side == "left"  # where curves of training come down from above

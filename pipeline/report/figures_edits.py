@@ -71,26 +71,26 @@ def _effect_said(name: str, row: dict[str, Any]) -> str:
 
 
 def steering_doses(study: Study, rows: Rows) -> Figure | None:
-    """How far the next-word distribution moves when a neuron is set to multiples of its value, and under controls."""
-    names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
-    if not names:
+    """How far the next-word distribution moves when a unit is set to multiples of its value, and under controls."""
+    lines = _dose_lines(study, rows)
+    if not lines:
         return None
     panels_of = {"kl": "KL from the plain model, nats", "probability": "probability of each one's promoted tokens"}
 
     def draw(canvas: Canvas) -> Any:
         drawing, panels = canvas.grid(len(panels_of), 2, 2.8, titles=False)
         for axes, (column, label) in zip(panels, panels_of.items(), strict=True):
-            for name in names:
-                cell = study.by_name[name]
-                for role, line in (("steered", "solid"), ("control", (0, (1.2, 1.6)))):
-                    means = dose_means([row for row in rows if row["cell"] == name and row["role"] == role], column)
-                    if means:
-                        x, y = list(means), list(means.values())
-                        axes.plot(x, y, color=colour(cell), linestyle=line, alpha=0.8, linewidth=1.5)
-                        tips = [(f"{name}, {role}, dose {a:g}: {b:.3g}", link_to(cell)) for a, b in means.items()]
-                        said = cell.feature_series if role == "steered" else f"{cell.feature_series}, controls"
-                        size = 4.5 if role == "steered" else 3
-                        canvas.marks(axes, x, y, tips, **marker(study, cell), markersize=size, label=said)
+            for name, kind, role, own in lines:
+                cell, means = study.by_name[name], dose_means(own, column)
+                shade = colour(cell, "code" if kind == "neuron" else "features")
+                x, y = list(means), list(means.values())
+                line, size = ("solid", 4.5) if role == "steered" else ((0, (1.2, 1.6)), 3)
+                axes.plot(x, y, color=shade, linestyle=line, alpha=0.8, linewidth=1.5)
+                said = f"{name}, {_edits_said(own, kind)}, {role}"
+                tips = [(f"{said}, dose {a:g}: {b:.3g}", link_to(cell)) for a, b in means.items()]
+                series = cell.feature_series + ("" if kind == "neuron" else ", features")
+                style = marker(study, cell) | {"color": shade, "markersize": size}
+                canvas.marks(axes, x, y, tips, **style, label=series + ("" if role == "steered" else ", controls"))
             axes.set_xlabel("dose, times the edit's value")
             axes.set_ylabel(label)
         canvas.key(drawing, panels)
@@ -99,25 +99,45 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "steering_doses",
         "Steering, dose by dose",
-        "Mean over the edited neurons and features of each model. Control: other ones of the same layer or autoencoder, those "
-        "with the nearest maximum, set to the same value. Promoted tokens: of each, controls too, those that it promotes most on "
-        "other prompts.",
+        "Mean over the edits of each model. Control: other units of the same layer or autoencoder, those with the nearest "
+        "maximum, set to the same value; edits without any are left out where others have some. Promoted tokens: of each, "
+        "controls too, those that it promotes most on other prompts. These are few units on one prompt, and lines have no "
+        "interval: that one is above another says nothing of other units, other prompts or another training.",
         "Divergence of the next-word distribution under steering, by dose: "
         + "; ".join(
-            f"{name} {role} dose {dose:g} {value:.3g}"
-            for name in names
-            for role in ("steered", "control")
-            for dose, value in dose_means([r for r in rows if r["cell"] == name and r["role"] == role], "kl").items()
+            f"{name} {_edits_said(own, kind)} {role} dose {dose:g} {value:.3g}"
+            for name, kind, role, own in lines
+            for dose, value in dose_means(own, "kl").items()
         )
         + ".",
         draw,
     )
 
 
+def _dose_lines(study: Study, rows: Rows) -> list[tuple[str, str, str, Rows]]:
+    """(cell, neuron or feature, role, rows) of every line; both roles have the same edits."""
+    found: list[tuple[str, str, str, Rows]] = []
+    for name in (cell.name for cell in study.cells):
+        for kind in ("neuron", "feature"):
+            own = [row for row in rows if row["cell"] == name and unit_kind(row) == kind]
+            controlled = {row["edit"] for row in own if row["role"] == "control"}
+            own = [row for row in own if row["edit"] in controlled or not controlled]
+            by_role = {role: [row for row in own if row["role"] == role] for role in ("steered", "control")}
+            found += [(name, kind, role, of_role) for role, of_role in by_role.items() if of_role]
+    return found
+
+
+def _edits_said(rows: Rows, kind: str) -> str:
+    n = len({row["edit"] for row in rows})
+    return f"{n} {kind}{'s' if n > 1 else ''}"
+
+
 def dose_means(rows: Rows, column: str) -> dict[float, float]:
-    """Dose -> mean over edits."""
-    doses = sorted({row["dose"] for row in rows})
-    return {dose: float(np.mean([row[column] for row in rows if row["dose"] == dose])) for dose in doses}
+    """Dose -> mean over edits, of the mean over an edit's own controls."""
+    found: dict[float, dict[int, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row["dose"], {}).setdefault(row["edit"], []).append(row[column])
+    return {dose: float(np.mean([np.mean(own) for own in found[dose].values()])) for dose in sorted(found)}
 
 
 def autoencoders(study: Study, rows: Rows) -> Figure | None:
@@ -154,7 +174,7 @@ def autoencoders(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "autoencoders",
         "Sparsity against fidelity",
-        "Every mark is one autoencoder. CRATE's own code needs no reconstruction: steering it loses nothing.",
+        "Every mark is one autoencoder. The neurons of either architecture need no reconstruction: steering them loses nothing.",
         f"Sparse autoencoders: {said}.",
         draw,
     )

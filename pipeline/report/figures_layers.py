@@ -48,9 +48,10 @@ def coding_rate(study: Study, rows: Rows) -> Figure | None:
     if not rows:
         return None
     names = [cell.name for cell in study.cells if any(row["cell"] == cell.name for row in rows)]
+    several = _are_several(study, rows)
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(2, 2, 2.8, legend=False)
+        drawing, panels = canvas.grid(2, 2, 2.8, legend=several)
         for axes, (column, title) in zip(panels, RATES.items(), strict=True):
             ends = []
             for cell in (study.by_name[name] for name in names):
@@ -63,6 +64,8 @@ def coding_rate(study: Study, rows: Rows) -> Figure | None:
             axes.margins(x=0.1)
             end_labels(axes, ends)
         panels[0].set_ylabel("nats a token")
+        if several:
+            canvas.key(drawing, panels)
         return drawing
 
     said = "; ".join(
@@ -92,9 +95,10 @@ def by_layer(
     ]
     if not architectures:
         return None
+    several = _are_several(study, rows)
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(values) * len(architectures), 2, 2.8, legend=False)
+        drawing, panels = canvas.grid(len(values) * len(architectures), 2, 2.8, legend=several)
         pairs = [(axis, architecture) for axis in values for architecture in architectures]
         for axes, (axis, architecture) in zip(panels, pairs, strict=True):
             ends, value_of = [], values[axis]
@@ -110,10 +114,18 @@ def by_layer(
             axes.set_ylim(0, 1.08 * max(map(value_of, rows)) or 1)
             axes.set_ylabel(axis)
             end_labels(axes, ends)
+        if several:
+            canvas.key(drawing, panels)
         return drawing
 
     said = {axis: [f"{row['cell']} layer {row['layer']} {of(row):.3g}" for row in rows] for axis, of in values.items()}
     return Figure(name, title, caption, " ".join(f"{axis}: {'; '.join(texts)}." for axis, texts in said.items()), draw)
+
+
+def _are_several(study: Study, rows: Rows) -> bool:
+    """Whether models of an architecture differ in more than size and seed, or were read in several ways: the key names each."""
+    cells = [study.by_name[row["cell"]] for row in rows]
+    return len({cell.score_series for cell in cells}) > len({cell.architecture for cell in cells})
 
 
 def _layer_line(
@@ -123,5 +135,5 @@ def _layer_line(
     alpha = strength(study, cell)
     axes.plot(x, y, color=colour(cell), alpha=alpha, linewidth=1.5, linestyle=dashes(study, cell))
     tips = [(f"{cell.name} layer {a}: {b:.3g} ({axis})", link_to(cell)) for a, b in zip(x, y, strict=True)]
-    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=4.5)
+    canvas.marks(axes, x, y, tips, **marker(study, cell), alpha=alpha, markersize=4.5, label=cell.score_series)
     return x[-1], y[-1], depth_label(study, cell), colour(cell)

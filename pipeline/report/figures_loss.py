@@ -20,8 +20,9 @@ from pipeline.report.looks import (
     marker,
     strength,
 )
+from pipeline.report.replicas import mean_and_half
 from pipeline.report.series import AXES, FITTED, Series, all_series
-from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Rows, Study
+from pipeline.report.study import ARCHITECTURES, TRAINING, Cell, Rows, Study, tokens_said
 from pipeline.report.style import PALETTE, Canvas, Figure
 from pipeline.report.text import amount
 
@@ -49,7 +50,8 @@ def scaling(study: Study) -> Figure | None:
         return drawing
 
     said = "; ".join(
-        f"{c.name}: {c.val_loss:.3f} at {amount(c.size.total_without_positions)} parameters" for c in shown
+        f"{c.name}: {c.val_loss:.3f} at {amount(c.size.total_without_positions)} parameters after {amount(c.train_tokens)} tokens"
+        for c in shown
     )
     return Figure(
         "scaling",
@@ -57,7 +59,7 @@ def scaling(study: Study) -> Figure | None:
         "Every mark is one trained model. Parameters count the token table once and no positions. FLOPs are true ones: CRATE "
         "uses each dictionary entry several times a token, so equal parameters are not equal compute. Lines join means over "
         "seeds of models that saw the same number of tokens (against FLOPs: the best ones at their compute), bars are their "
-        "95 % intervals. Where it is identified, the dotted line is the fitted law with its 95 % band.",
+        f"95 % intervals. Where it is identified, the dotted line is the fitted law with its 95 % band.{_unequal_tokens(study)}",
         f"Validation loss against size: {said}.",
         draw,
     )
@@ -82,7 +84,10 @@ def _size_series(canvas: Canvas, axes: Axes, study: Study, series: Series, label
     for size, mean, half in series.replicas:
         axes.errorbar(size, mean, half, color=colour(first), linewidth=1.2, capsize=3, alpha=0.8)
     tips = [
-        (f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {series.axis}", link_to(cell))
+        (
+            f"{cell.name}: {cell.val_loss:.3f} nats at {amount(size)} {series.axis}, {amount(cell.train_tokens)} tokens",
+            link_to(cell),
+        )
         for cell, size in zip(series.cells, series.sizes, strict=True)
     ]
     style = marker(study, first) | {"markeredgecolor": PALETTE["paper"], "markeredgewidth": 0.8, "label": series.name}
@@ -118,8 +123,8 @@ def published_ladder(study: Study) -> Figure | None:
         "published_ladder",
         "Beside the published ladder",
         f"Hollow marks: {published.LABEL}, trained on the Pile for up to 157 billion tokens, losses read off its figure. Ours "
-        f"saw {_trained_on(shown)}. Other text, other amounts of training and another context length move a loss, and its "
-        "slope over size: what can be compared are the signs of the gaps at equal size.",
+        f"saw {tokens_said(shown)}. Other text, other amounts of training and another context length move a loss, and its "
+        "slope over size: what can be compared are the signs of the gaps at equal size, of ours where an interval tells them.",
         "Published validation losses: "
         + "; ".join(
             f"{ARCHITECTURES[a]} " + ", ".join(f"{n}L {v}" for n, v in losses.items())
@@ -130,9 +135,12 @@ def published_ladder(study: Study) -> Figure | None:
     )
 
 
-def _trained_on(cells: list[Cell]) -> str:
-    tokens = sorted({cell.train_tokens for cell in cells})
-    return " to ".join(map(amount, dict.fromkeys((tokens[0], tokens[-1])))) + " tokens"
+def _unequal_tokens(study: Study) -> str:
+    """A caution where the models of a figure saw unequal numbers of tokens, which no axis of it tells."""
+    if not study.tokens_vary:
+        return ""
+    said = tokens_said(study.models)
+    return f" The models saw {said}: between marks of unequal numbers, a difference is one of training as well."
 
 
 def _published_series(
@@ -165,11 +173,10 @@ def domains(study: Study, rows: Rows) -> Figure | None:
         for cell in study.models:
             own = {row["domain"]: row["loss"] for row in rows if row["cell"] == cell.name}
             x, y = list(own.values()), [len(names) - 1 - names.index(name) for name in own]
-            tips = [(f"{cell.name}, {name}: {loss:.3f} nats", link_to(cell)) for name, loss in own.items()]
-            label = cell.series if strength(study, cell) == 1.0 else None
-            canvas.marks(
-                axes, x, y, tips, **marker(study, cell), alpha=strength(study, cell), markeredgewidth=0, label=label
-            )
+            saw = f"{amount(cell.train_tokens)} tokens"
+            tips = [(f"{cell.name}, {name}: {loss:.3f} nats, {saw}", link_to(cell)) for name, loss in own.items()]
+            style = marker(study, cell) | {"alpha": strength(study, cell), "markeredgewidth": 0, "label": cell.series}
+            canvas.marks(axes, x, y, tips, **style)
         axes.set_yticks(range(len(names)), list(reversed(names)))
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlabel("validation loss, nats a token")
@@ -180,7 +187,7 @@ def domains(study: Study, rows: Rows) -> Figure | None:
     return Figure(
         "domains",
         "Loss by domain",
-        "Every mark is one model; deeper models are darker.",
+        f"Every mark is one model; deeper models are darker.{_unequal_tokens(study)}",
         f"Validation loss by domain: {said}.",
         draw,
     )
@@ -207,7 +214,7 @@ def _ablation(study: Study, key: str, lines: list[list[Cell]]) -> Figure:
     architectures = [a for a in study.architectures if any(cell.architecture == a for cell in cells)]
 
     def draw(canvas: Canvas) -> Any:
-        drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False)
+        drawing, panels = canvas.grid(len(architectures), 2, 2.9, legend=False, sharey=True)
         for axes, architecture in zip(panels, architectures, strict=True):
             for line in lines:
                 if line[0].architecture == architecture:
@@ -224,7 +231,8 @@ def _ablation(study: Study, key: str, lines: list[list[Cell]]) -> Figure:
     return Figure(
         f"ablation_{key.replace('.', '_')}",
         f"Loss against {name}",
-        f"What else the sweep varies: {key}. One line a depth and whatever else varies, through the means over seeds.",
+        f"What else the sweep varies: {key}. One line a depth and whatever else varies, through the means over seeds; bars "
+        "are their 95 % intervals. What another seed would give of a mark without a bar is not known.",
         f"Validation loss against {key}: {said}.",
         draw,
     )
@@ -238,7 +246,11 @@ def _ablation_line(canvas: Canvas, axes: Axes, study: Study, key: str, line: lis
     shade, alpha, values = PALETTE[first.architecture], strength(study, first), sorted(losses)
     means = [float(np.mean(losses[value])) for value in values]
     axes.plot(values, means, color=shade, alpha=alpha)
+    for value, (mean, half) in ((value, mean_and_half(losses[value])) for value in values):
+        axes.errorbar(value, mean, half, color=shade, linewidth=1.2, capsize=3, alpha=alpha)
     tips = [(f"{cell.name}: {cell.val_loss:.3f} nats at {name} {cell.reading[key]:g}", link_to(cell)) for cell in line]
     x, y = [cell.reading[key] for cell in line], [float(cell.val_loss or 0) for cell in line]
     canvas.marks(axes, x, y, tips, marker="o", color=shade, alpha=alpha)
-    label_point(axes, f"{first.model.n_layer}L", values[-1], means[-1], shade)
+    others = {k: v for k, v in first.reading.items() if k.startswith(TRAINING) and k not in (key, *SHAPE_KEYS)}
+    said = [f"{first.model.n_layer}L", *(f"{k.rpartition('.')[2]} {v}" for k, v in others.items())]
+    label_point(axes, ", ".join(said), values[-1], means[-1], shade)

@@ -112,17 +112,19 @@ def _published_means(canvas: Canvas, axes: Axes, metric: str, depths: Sequence[i
 
 def against_loss(study: Study, rows: Rows) -> Figure | None:
     """Mean score against validation loss: does a better model read better?"""
-    models = {cell.training_id for cell in study.measured}
-    cells = {c.name for c in study.cells if (c.training_id in models if c.is_last else c.val_loss is not None)}
+    losses = {cell.training_id: cell.val_loss for cell in study.measured}
+    loss_of = {c.name: losses.get(c.training_id) if c.is_last else c.val_loss for c in study.cells}
     return _against(
         study,
-        [row for row in rows if row["cell"] in cells],
+        [row for row in rows if loss_of[row["cell"]] is not None],
         "scores_against_loss",
         "Interpretability against loss",
-        "Better models are to the left.",
+        "Lower losses are to the left. One line what the key names; losses of unlike text, tokens or measurement, and scores of "
+        "unlike reading, do not tell which model is better.",
         "validation loss, nats a token",
-        lambda cell: _mean_loss(study, cell),
-        _trained if study.earlier else lambda cell: cell.score_series,
+        lambda row: float(np.mean([loss_of[name] for name in row["cells"]])),  # of the seeds that have the scores
+        _trained if study.earlier else _kind,
+        _untimed if study.earlier else _kind,
         logarithmic=False,
     )
 
@@ -138,22 +140,26 @@ def against_tokens(study: Study, rows: Rows) -> Figure | None:
         "Interpretability against training",
         "One line a size of model; where weights of several steps were read, it is one training.",
         "training tokens",
-        lambda cell: float(cell.train_tokens),
+        lambda row: float(study.by_name[row["cell"]].train_tokens),
         _trained,
+        _untimed,
         logarithmic=True,
     )
 
 
-def _mean_loss(study: Study, cell: Cell) -> float:
-    """Of a model and its replicas, as their scores are averaged."""
-    alike = [other for other in study.measured if other.replicated == cell.replicated] if cell.is_last else [cell]
-    return float(np.mean([other.val_loss for other in alike]))
-
-
 def _trained(cell: Cell) -> str:
     """What is the same of all weights of one training, and of trainings that differ in length or seed."""
+    return canonical_text([cell.model.n_layer, cell.model.d_model, _untimed(cell)])
+
+
+def _untimed(cell: Cell) -> str:
+    """All that tells it apart but its size and how long it was trained."""
     others = {key: value for key, value in cell.reading.items() if key not in (TOKENS_KEY, CHECKPOINT_KEY)}
-    return canonical_text([cell.architecture, cell.model.n_layer, cell.model.d_model, others])
+    return cell.named(others, cell.loss_note)
+
+
+def _kind(cell: Cell) -> str:
+    return cell.named(cell.reading, cell.loss_note)
 
 
 def _against(
@@ -163,8 +169,9 @@ def _against(
     title: str,
     caption: str,
     axis: str,
-    value_of: Callable[[Cell], float],
+    value_of: Callable[[dict[str, Any]], float],
     line_of: Callable[[Cell], str],
+    label_of: Callable[[Cell], str],
     logarithmic: bool,
 ) -> Figure | None:
     rows = over_seeds(study, [row for row in rows if row["family"] == "code"])
@@ -180,23 +187,21 @@ def _against(
                 cell = study.by_name[row["cell"]]
                 lines.setdefault(line_of(cell), []).append((cell, row))
             for line in lines.values():
-                line.sort(key=lambda pair: value_of(pair[0]))
-                x, y = [value_of(cell) for cell, _ in line], [100 * row["mean"] for _, row in line]
+                line.sort(key=lambda pair: value_of(pair[1]))
+                x, y = [value_of(row) for _, row in line], [100 * row["mean"] for _, row in line]
                 first = next((cell for cell, _ in line if cell.is_last), line[0][0])
                 axes.plot(x, y, color=colour(first), alpha=0.35, linewidth=1.3, linestyle=dashes(study, first))
                 tips = [
-                    (f"{cell.name}: {points(row['mean'])} at {axis} {value_of(cell):.4g}", link_to(cell))
+                    (f"{cell.name}: {points(row['mean'])} at {axis} {value_of(row):.4g}", link_to(cell))
                     for cell, row in line
                 ]
-                canvas.marks(
-                    axes, x, y, tips, **marker(study, first), markersize=5, label=ARCHITECTURES[first.architecture]
-                )
+                canvas.marks(axes, x, y, tips, **marker(study, first), markersize=5, label=label_of(first))
                 one_depth = len({cell.model.n_layer for cell, _ in line}) == 1
                 for (cell, _), a, b in list(zip(line, x, y, strict=True))[-1 if one_depth else 0 :]:
                     if len(study.depths) <= 6:
                         label_point(axes, f"{cell.model.n_layer}L", a, b, colour(cell))
             if logarithmic:
-                log_axis(axes, [value_of(study.by_name[row["cell"]]) for row in rows])
+                log_axis(axes, [value_of(row) for row in rows])
             axes.margins(x=0.1)
             axes.set_title(METRICS[metric])
             axes.set_xlabel(axis)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pipeline.report.gaps import Gap, ScoreGaps, loss_gap, score_gaps
 from pipeline.report.pairs import Measured, Pair, deepest_pair, why_no_pair
-from pipeline.report.study import ARCHITECTURES, Cell, Study
+from pipeline.report.study import ARCHITECTURES, Cell, Study, tokens_said
 from pipeline.report.tables import Tables
-from pipeline.report.text import METRICS, amount
+from pipeline.report.text import METRICS
 from pipeline.report.unigram import context_users
 
 UNLIKE_COVERAGE = 0.2  # of the neurons: where the shares that have a score differ by more, it is told with the means
@@ -87,7 +87,7 @@ def _mean_scores(pair: Pair, gaps: ScoreGaps, gap: Gap, metric: str) -> Finding:
         plain = f"At {depth} whose neurons are better explained cannot be said: {both}; {_no_verdict(gap, 100, '.1f')}."
     number, label = f"{100 * gap.crate:.1f} : {100 * gap.gpt2:.1f}", f"{metric} score times 100, CRATE : GPT-2"
     judges = sorted({cell.artifacts["interpret"].summary["judge"] for cell in (*pair.crate, *pair.gpt2)})
-    plain += f"{_coverage(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
+    plain += f"{_coverage(gaps)}{_unlike_excerpts(gaps)}{_equal_layers(pair, gaps)} Judge: {'; '.join(judges)}."
     return Finding(number, label, plain, _names(pair), gap.higher or "muted")
 
 
@@ -137,6 +137,14 @@ def _coverage(gaps: ScoreGaps) -> str:
     return said + "."
 
 
+def _unlike_excerpts(gaps: ScoreGaps) -> str:
+    """On how many excerpts the scores of each stand, where these are not equally many."""
+    said = [f"{count:.1f}" for count in gaps.excerpts if count is not None]
+    if len(set(said)) < 2:
+        return ""
+    return f" A score is of {said[0]} excerpts on average for CRATE, and of {said[1]} for GPT-2."
+
+
 def _equal_layers(pair: Pair, gaps: ScoreGaps) -> str:
     if len(gaps.layers) < gaps.n_layers:
         return f" Both: {pair.equal}; of {gaps.n_layers} layers the {len(gaps.layers)} that are scored in all."
@@ -155,10 +163,8 @@ def _against_unigram(study: Study) -> Finding | None:
     found = context_users(study.models)
     if found is None:
         return None
-    tokens = [cell.train_tokens for cell in found.cells]
-    saw = f"{amount(min(tokens))} to {amount(max(tokens))}" if min(tokens) < max(tokens) else amount(max(tokens))
     below, total = len(found.below), len(found.cells)
-    limit = f"the unigram entropy of the validation text, {found.entropies} nats{found.margin}"
+    limit = f"the unigram entropy of the tokens that their losses are of, {found.entropies} nats"
     if not below:
         plain = f"None of {total} model{'s' if total > 1 else ''} ends below {limit}: nothing here shows the use of context."
     elif below == total:
@@ -167,7 +173,11 @@ def _against_unigram(study: Study) -> Finding | None:
         plain = f"{below} of {total} models end below {limit}: they use context; of the others that is not shown."
     label, names = "models below the unigram entropy", tuple(cell.name for cell in found.cells)
     return Finding(
-        f"{below} / {total}", label, f"{plain} They saw {saw} tokens.", names, "accent" if below else "muted"
+        f"{below} / {total}",
+        label,
+        f"{plain} They saw {tokens_said(found.cells)}.",
+        names,
+        "accent" if below else "muted",
     )
 
 

@@ -59,6 +59,12 @@ class Fit:
         low, high = np.quantile(self.samples[:, 2 + 2 * index], LEVELS)
         return float(low), float(high)
 
+    @property
+    def floor_interval(self) -> tuple[float, float]:
+        """Of E."""
+        low, high = np.quantile(self.samples[:, 0], LEVELS)
+        return float(low), float(high)
+
     def identified(self, index: int = 0) -> bool:
         """Whether the data say anything of an exponent: its interval is inside the searched range and not too wide.
 

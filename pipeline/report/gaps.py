@@ -58,6 +58,7 @@ class ScoreGaps:
     layers: tuple[int, ...]
     n_layers: int  # of the models
     scored: tuple[tuple[int, int], tuple[int, int]]  # (scored neurons, all that were asked for) of CRATE, of GPT-2
+    excerpts: tuple[float | None, float | None]  # that a scored neuron of those layers has on average
     mean: Gap | None  # None where no layer is scored in all
     variance: Gap | None  # None for fewer than FEWEST_LAYERS of them
 
@@ -78,9 +79,16 @@ def score_gaps(pair: Pair, rows: Rows) -> ScoreGaps:
         layers,
         pair.crate[0].model.n_layer,
         (scored[0], scored[1]),
+        (_excerpts(sides[0], layers), _excerpts(sides[1], layers)),
         _gap(sides, layers, _mean, intervals.over_layers) if layers else None,
         _gap(sides, layers, _variance, intervals.variance_over_layers) if len(layers) >= FEWEST_LAYERS else None,
     )
+
+
+def _excerpts(side: Sequence[LayerRows], layers: Sequence[int]) -> float | None:
+    rows = [own[n] for own in side for n in layers if own[n].get("excerpts")]
+    weights = [row["n_scored"] for row in rows]
+    return float(np.average([row["excerpts"] for row in rows], weights=weights)) if rows else None
 
 
 def _layers_of(cell: str, rows: Rows) -> LayerRows:

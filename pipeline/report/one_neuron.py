@@ -34,6 +34,8 @@ def print_neuron(inputs: Mapping[str, Artifact], layer: int | str, neuron: int, 
         console.print(
             f"{METRICS.get(row['metric'], row['metric'])}: [bold]{said}[/]  {row['explanation'] or ''}", markup=True
         )
+    if "scores" in inputs:
+        console.print(f"judge: {Scores(inputs['scores']).judge}", markup=False)
     split, strings = TokenSplit(inputs["tokens"], "val"), token_strings()
     for width, kinds in record.excerpts.items():
         for (kind, number), excerpts in kinds.items():

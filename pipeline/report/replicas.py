@@ -21,8 +21,8 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
 def over_seeds(study: Study, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of scores, those that differ in the seed of their training alone made one, under the name of the first of its cells.
 
-    The interval of such a row is over seeds; `seeds` says how many there are. What several cells share is in it once. Rows
-    without a mean are left out.
+    The interval of such a row is over seeds; `seeds` says how many there are, `cells` which. What several cells share is in it
+    once. Rows without a mean are left out.
     """
     groups: dict[Any, dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -40,11 +40,17 @@ def scored_by(family: str) -> str:
 
 def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if len(rows) == 1:
-        return rows[0] | {"seeds": 1}
+        return rows[0] | {"seeds": 1, "cells": [rows[0]["cell"]]}
     means = [row["mean"] for row in rows]
     found = of_values(means)
     low, high = found.interval if found else (None, None)
-    joined = rows[0] | {"seeds": len(rows), "mean": float(np.mean(means)), "low": low, "high": high}
+    joined = rows[0] | {
+        "seeds": len(rows),
+        "cells": [row["cell"] for row in rows],
+        "mean": float(np.mean(means)),
+        "low": low,
+        "high": high,
+    }
     for spread in ("std", "variance"):
         if spread in joined:
             joined[spread] = float(np.mean([row[spread] or 0.0 for row in rows]))

@@ -14,6 +14,8 @@ from pipeline.report.series import AXES, COMPUTE, FITTED, Series, all_series, bu
 from pipeline.report.study import OF_A_SHAPE, Study
 from pipeline.report.text import amount
 
+NO_INTERVAL = "no interval, since not both have an identified law: which is lower cannot be said from this"
+
 
 def fit_rows(study: Study) -> list[dict[str, Any]]:
     """One row a series and fitted axis, with or without a law."""
@@ -25,6 +27,7 @@ def fit_row(series: Series) -> dict[str, Any]:
     row |= {"n_models": len(series.lawful.cells), "n_sizes": len(np.unique(series.lawful.sizes)), "note": series.note}
     constants = series.fit.named_constants() if series.fit else {}
     row |= {name: constants.get(name) for name in ("E", "A", "B")}
+    row["E_low"], row["E_high"] = series.fit.floor_interval if series.fit else (None, None)
     for index, name in enumerate(("alpha", "beta")):
         there = series.fit is not None and index < len(series.fit.exponents)
         low, high = series.fit.exponent_interval(index) if series.fit and there else (None, None)
@@ -34,6 +37,8 @@ def fit_row(series: Series) -> dict[str, Any]:
             f"{name}_high": high,
         }
         row[f"{name}_identified"] = bool(series.fit and there and series.fit.identified(index))
+    found = series.fit
+    row["E_identified"] = found is not None and all(found.identified(index) for index in range(len(found.exponents)))
     return row
 
 
@@ -89,7 +94,8 @@ def _offset_at(crate: Series, gpt2: Series, size: float, tokens: float) -> dict[
     losses = [float(series.loss_at(at)[0]) for series in (crate, gpt2)]
     low, high = _offset_interval(crate, gpt2, at)
     row = {"at": size, "crate_loss": losses[0], "gpt2_loss": losses[1], "offset": losses[0] - losses[1]}
-    return row | {"low": low, "high": high, "train_tokens": tokens, "note": f"models of {amount(tokens)} tokens"}
+    note = f"models of {amount(tokens)} tokens" + (f"; {NO_INTERVAL}" if low is None else "")
+    return row | {"low": low, "high": high, "train_tokens": tokens, "note": note}
 
 
 def _no_offset(note: str) -> dict[str, Any]:

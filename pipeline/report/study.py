@@ -14,6 +14,7 @@ from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_K
 from pipeline.report.cells import TRAINING as TRAINING
 from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
+from pipeline.report.text import amount
 
 Rows = Sequence[dict[str, Any]]  # of a table
 OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
@@ -76,6 +77,11 @@ class Study:
     def tokens_vary(self) -> bool:
         return len({cell.train_tokens for cell in self.models}) > 1
 
+    @property
+    def tokens_said(self) -> str:
+        """How many tokens the models saw: `65.5k tokens`, `65.5k to 131k tokens`."""
+        return tokens_said(self.trainings)
+
     @cached_property
     def models(self) -> list[Cell]:
         """The trained models, each at the end of its training, in the first of its cells: whose losses are compared."""
@@ -135,6 +141,11 @@ class Study:
     @property
     def has_replicas(self) -> bool:
         return len({cell.seed for cell in self.cells}) > 1
+
+
+def tokens_said(cells: Iterable[Cell]) -> str:
+    tokens = sorted({cell.train_tokens for cell in cells})
+    return " to ".join(map(amount, dict.fromkeys((tokens[0], tokens[-1])))) + " tokens"
 
 
 def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:

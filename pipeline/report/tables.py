@@ -120,6 +120,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "epochs": cell.epochs,
         "train_flops": cell.train_flops,
         "val_loss": cell.val_loss,
+        "loss_note": cell.loss_note,
         "bits_per_byte": measured.get("bits_per_byte"),
         "fingerprint": cell.artifacts["pretrain"].fingerprint if "pretrain" in cell.artifacts else None,
         **cell.varying,

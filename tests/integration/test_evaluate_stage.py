@@ -164,6 +164,27 @@ def test_a_part_of_val_is_spread_evenly_and_shared_without_loss(inputs: dict[str
     assert whole.n_tokens == 10 * N_CTX
 
 
+def test_no_model_without_context_is_below_the_entropy_of_what_was_measured(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """A few windows of easy text have a lower loss than all of val by the frequencies of all of val, and not by their own."""
+    split = TokenSplit(inputs["tokens"], "val")
+    ids = split.read(1, split.n_tokens - 1)
+    of_val, easiest = -np.log(np.maximum(np.bincount(ids), 1) / len(ids)), 0.0
+    for start in range(0, split.n_tokens - N_CTX - 1, N_CTX):
+        targets = split.read(start + 1, N_CTX).astype(np.int64)[None]
+        totals = DomainTotals(("all",))
+        totals.add(ValBatch(targets, targets >= 0, targets, np.zeros_like(targets)), of_val[targets].astype(np.float32))
+        assert totals.loss >= totals.unigram_entropy
+        easiest = max(easiest, float(of_val @ np.bincount(ids) / len(ids)) - totals.loss)
+    assert easiest > 0.1
+    job = make_job(tmp_path, inputs["tokens"])
+    summary = run(EvaluateSettings(EvaluateConfig(val_tokens=2 * N_CTX)), inputs, job.out_folder, job.context)
+    windows = next(ValWindows(split, N_CTX, 2 * N_CTX).batches(2))
+    shares = np.unique(windows.targets, return_counts=True)[1] / windows.targets.size
+    assert summary["unigram_entropy"] == pytest.approx(-(shares * np.log(shares)).sum())
+
+
 def test_the_model_is_found_where_training_left_it(inputs: dict[str, Artifact]) -> None:
     model = load_model(inputs["pretrain"])
     assert not model.training and model.config == MODEL

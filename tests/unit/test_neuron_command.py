@@ -58,7 +58,7 @@ def test_its_scores_are_shown_once_it_is_judged(store, capsys):
     made = {name: store.all_of(name)[0] for name in ("tokens", "activations")}
     plan(store, RECORDED | {"cell/interpret": "interpret"}, made | {"interpret": judged}, run="judged")
     assert neuron(store, "--layer", "1", "--index", "5", run="judged") == 0
-    assert "Anthropic: 25.0  roots" in capsys.readouterr().out
+    assert "Anthropic: 25.0  roots\njudge: a test\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def test_losses_on_other_text_have_no_difference_and_on_more_of_it_no_interval(t
     assert "30 and 60 tokens of the same text" in row["note"] and "other val_tokens: 30; 60" in row["note"]
 
 
-def scored(store: Store, name: str, neurons: np.ndarray, scores: np.ndarray, **recipe: Any) -> Artifact:
+def scored(
+    store: Store, name: str, neurons: np.ndarray, scores: np.ndarray, excerpts: int = 10, **recipe: Any
+) -> Artifact:
     """An interpret artifact of one layer: `scores` (neurons,) of `neurons`, NaN for refused ones."""
 
     def write(folder: Path) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def scored(store: Store, name: str, neurons: np.ndarray, scores: np.ndarray, **r
         columns = {"site": ["code-l0"] * len(neurons), "layer": np.zeros(len(neurons), int), "neuron": neurons}
         columns |= {"metric": ["random_only"] * len(neurons), "score": pa.array(scores, mask=missing)}
         columns |= {"status": np.where(missing, "refused", "scored")}
+        columns |= {"n_excerpts": np.full(len(neurons), excerpts)}
         columns |= {f.name: pa.nulls(len(neurons), f.type) for f in NEURON_SCHEMA if f.name not in columns}
         write_scores(folder, [pa.table(columns).select(NEURON_SCHEMA.names)], [])
         return {"judge": "made up"}
@@ -179,5 +182,8 @@ def test_unlike_models_and_ways_of_judging_are_named(tmp_path: Path) -> None:
     assert "two samples" in row["note"] and "other checkpoint_step: last; 4" in row["note"]
     (row,) = compare(base, run("training", 0.2, 5, "last", "corrected"))
     assert "two samples" in row["note"] and "other pretrain.learning_rate: 0.1; 0.2" in row["note"]
+    fewer = {"m/interpret": scored(store, "fewer", neurons, rng.random(50), excerpts=6)}
+    (row,) = compare(base, base | fewer)
+    assert "a score is of 10.0 and of 6.0 excerpts on average" in row["note"]
     (row,) = compare(base, base)
     assert row["note"] == "same artifact" and row["low"] is None

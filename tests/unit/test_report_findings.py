@@ -37,9 +37,7 @@ class World:
     def __init__(self, n_layer: int = 3) -> None:
         self.n_layer = n_layer
         self.outcomes: list[Outcome] = []
-        facts = {"val": {"n_tokens": 100_001}, "unigram_entropy": 7.0}
-        easier = facts | {"unigram_entropy": 6.0}
-        self.inputs = {"tokens": self.artifact("tokens", "a", facts), "easier": self.artifact("tokens", "b", easier)}
+        self.inputs = {"tokens": self.artifact("tokens", "a", {"val": {"n_tokens": 100_001}, "unigram_entropy": 7.0})}
         self.rows: list[dict[str, Any]] = []
 
     def artifact(self, stage: str, name: str, summary: dict[str, Any]) -> Artifact:
@@ -53,16 +51,15 @@ class World:
         scores: list[np.ndarray],
         *,
         tokens: int = 4096,
-        text: str = "tokens",
-        val_tokens: int = 100_000,
+        entropy: float = 7.0,
     ) -> str:
         """`scores` (neurons,) by layer, NaN where there is none."""
         cell = f"{architecture}-{self.n_layer}l-seed{seed}-{tokens}"
         model = {"architecture": architecture, "n_layer": self.n_layer, "d_model": 32, "n_head": 1, "n_ctx": 64}
         config = Config(**{"seed": seed, "model": model, "pretrain": {"total_tokens": tokens, "batch_tokens": 1024}})
         settings = {k: v for k, v in canonical(config).items() if k not in ("runtime", "grid", "report", "name")}
-        self.outcomes.append(Outcome(cell, settings, {}, text))
-        summary = {"val_loss": loss, "val_tokens": val_tokens}
+        self.outcomes.append(Outcome(cell, settings, {}))
+        summary = {"val_loss": loss, "val_tokens": 100_000, "unigram_entropy": entropy}
         self.inputs[f"{cell}/pretrain"] = self.artifact("pretrain", cell, {"train_tokens": tokens, "val_loss": loss})
         self.inputs[f"{cell}/evaluate"] = self.artifact("evaluate", cell, summary)
         judged = {"judge": "made up", "protocol": "corrected"}
@@ -144,6 +141,16 @@ def test_one_seed_each_speaks_of_these_models_and_has_no_verdict_on_losses() -> 
     assert unigram.number == "2 / 2"
 
 
+def test_scores_on_unequal_numbers_of_excerpts_are_said_to_be() -> None:
+    world = draw(np.random.default_rng(0), 1)
+    for row in world.rows:
+        row["excerpts"] = 10.0
+    assert "excerpts" not in world.told[1].plain
+    for row in world.rows:
+        row["excerpts"] = 10.0 if row["cell"].startswith("crate") else 6.0
+    assert "A score is of 10.0 excerpts on average for CRATE, and of 6.0 for GPT-2." in world.told[1].plain
+
+
 @pytest.mark.parametrize("n_neurons", [1, 5, 19])
 def test_few_neurons_or_layers_carry_no_verdict(n_neurons: int) -> None:
     world = World(n_layer=1)
@@ -193,32 +200,27 @@ def test_unequal_training_is_no_pair_and_the_reason_is_told_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "losses, measured, said, tone",
+    "losses, said, tone",
     [
-        ((6.5, 6.9), 100_000, "2 of 2 models end below the unigram entropy", "accent"),
-        ((6.5, 7.1), 100_000, "1 of 2 models", "accent"),
-        ((7.5, 7.1), 100_000, "None of 2 models ends below", "muted"),
-        ((6.99, 6.95), 100_000, "2 of 2", "accent"),  # all of the text: no model without context can
-        ((6.99, 6.95), 10_000, "None of 2", "muted"),  # a part of it: such a part may be easier
-        ((6.5, 6.5), 10_000, "2 of 2", "accent"),
+        ((6.5, 6.9), "2 of 2 models end below the unigram entropy", "accent"),
+        ((6.5, 7.1), "1 of 2 models", "accent"),
+        ((7.5, 7.1), "None of 2 models ends below", "muted"),
+        ((6.99, 6.95), "2 of 2", "accent"),
     ],
 )
-def test_context_is_used_only_where_the_loss_shows_it(
-    losses: tuple[float, float], measured: int, said: str, tone: str
-) -> None:
+def test_context_is_used_only_where_the_loss_shows_it(losses: tuple[float, float], said: str, tone: str) -> None:
     world = World()
     for seed, loss in enumerate(losses):
-        world.add("crate", seed, loss, [], val_tokens=measured)
+        world.add("crate", seed, loss, [])
     (finding,) = world.told
     assert finding.plain.startswith(said) and finding.tone == tone
     assert ("they use context" in finding.plain) == (tone == "accent")
-    assert ("may be off" in finding.plain) == (measured < 100_000)
     assert not re.search(r"\b0 of \d+ models.*they use context", finding.plain)
 
 
-def test_each_model_is_held_to_the_entropy_of_its_own_text() -> None:
+def test_each_model_is_held_to_the_entropy_of_the_tokens_that_its_loss_is_of() -> None:
     world = World()
-    world.add("crate", 0, 6.5, [], text="easier")
-    world.add("crate", 1, 6.5, [])
+    world.add("crate", 0, 9.5, [], entropy=10.0)
+    world.add("crate", 1, 9.5, [], entropy=9.0)  # of a part of the text, or of another text
     (finding,) = world.told
-    assert finding.number == "1 / 2" and "6.000 to 7.000 nats" in finding.plain
+    assert finding.number == "1 / 2" and "9.000 to 10.000 nats" in finding.plain

@@ -178,6 +178,29 @@ def test_laws_of_a_ladder_are_told_with_what_they_cannot_say(sweep: SyntheticSwe
     assert by_flops["alpha"] is not None
 
 
+def test_a_mean_score_stands_at_the_mean_loss_of_its_own_seeds(sweep: SyntheticSweep) -> None:
+    """The third seed has a loss, and no scores: its judge failed."""
+    for seed, loss in enumerate((4.0, 5.0, 9.0)):
+        sweep.add("crate", 1, seed=seed, loss=loss, missing={"interpret": "failed"} if seed == 2 else None)
+    sweep.add("gpt2", 1)
+    study = study_of(sweep)
+    figure = figures_scores.against_loss(study, all_tables(study)["model_scores"])
+    assert figure is not None
+    texts = [text for marks in figure.drawn[1].tips.values() for text, _ in marks if text.startswith("crate")]
+    assert texts and all(text.endswith(" 4.5") for text in texts), texts
+
+
+def test_the_floor_of_a_law_is_no_result_where_its_exponent_is_none(sweep: SyntheticSweep) -> None:
+    rng = np.random.default_rng(0)
+    for n_layer in range(1, 9):
+        sweep.add("crate", n_layer, loss=3 + 0.01 * rng.standard_normal())  # no trend at all
+        sweep.add("gpt2", n_layer, loss=2 + 3 * n_layer**-0.4)
+    rows = fit_rows(study_of(sweep))
+    assert all(row["E_low"] <= row["E"] <= row["E_high"] for row in rows)
+    by_size = [row for row in rows if row["against"] == "non-embedding parameters"]
+    assert {(row["architecture"], row["E_identified"]) for row in by_size} == {("crate", False), ("gpt2", True)}
+
+
 def test_three_sizes_make_no_law(sweep: SyntheticSweep) -> None:
     for n_layer in (1, 2, 3):
         sweep.add("crate", n_layer)
@@ -197,6 +220,7 @@ def test_offset_at_equal_size_is_read_between_models(sweep: SyntheticSweep) -> N
     assert row["at"] == size
     expected = float(crate.loss_at(np.array([size]))[0] - gpt2.loss_at(np.array([size]))[0])
     assert row["offset"] == pytest.approx(expected)
+    assert row["low"] is None and "no interval" in row["note"] and "cannot be said" in row["note"]
     assert np.isnan(gpt2.loss_at(np.array([10 * size]))[0])
 
 
