@@ -89,7 +89,7 @@ class Delivery:
         if not noted.is_file() or noted.read_text() != str(opening["opened"]):
             if found:
                 self.client.update_run(run_id, status="RUNNING")
-            self._tag(run_id, opening["tags"])
+            self._tag(run_id, opening["tags"] | self._parent_tag(opening))
             self._log_params(run_id, opening["params"], run.data.params)
             self._log_datasets(run_id, opening["datasets"])
             write_whole(noted, str(opening["opened"]))
@@ -98,11 +98,14 @@ class Delivery:
 
     def _create(self, key: str, experiment: str, opening: dict[str, Any]) -> Any:
         tags = {KEY: key, "mlflow.source.name": "pipeline/sweep.py", "mlflow.source.type": "JOB"}
+        tags |= self._parent_tag(opening)
         if "git" in opening["tags"]:
             tags["mlflow.source.git.commit"] = opening["tags"]["git"].rstrip("+")
-        if opening["parent"]:
-            tags["mlflow.parentRunId"] = self._run(opening["parent"])
         return self.client.create_run(experiment, opening["opened"], tags, opening["name"])
+
+    def _parent_tag(self, opening: dict[str, Any]) -> dict[str, str]:
+        """Whose child a run is: of the sweep that opened it last."""
+        return {"mlflow.parentRunId": self._run(opening["parent"])} if opening["parent"] else {}
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:

@@ -47,7 +47,8 @@ class SweepTracking:
         remote = f"{store.place}/runs/{plan.name}/mlflow-spool" if store.storage else ""
         runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool", remote)
         tags = machine_tags()
-        parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags)
+        curved = sorted({step.fingerprint for step in plan.steps.values() if step.stage.name in CURVED})
+        parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags, of=curved)
         cells = {"": parent}
         read = gather(
             report_step(plan, {}, {}).settings, {}

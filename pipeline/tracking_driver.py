@@ -54,9 +54,16 @@ class TrackedSweep:
             )
         self._tell({"uri": self.uri, "spool": str(self.spool), "remote": remote})
 
-    def start_parent(self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackerSpec:
-        """Open the sweep's own run, or go on with it."""
-        return self._open(sweep, f"{sweep}-{_digest(self.workers_spool, sweep)[:12]}", "", params, tags, ())
+    def start_parent(
+        self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str], of: Sequence[str] = ()
+    ) -> TrackerSpec:
+        """Open the sweep's own run, or go on with it.
+
+        `of` are the fingerprints of all that its scaling curves are told from: of others it is another run, since a curve keeps
+        every point that it ever had.
+        """
+        key = f"{sweep}-{_digest(self.workers_spool, sweep, *of)[:12]}"
+        return self._open(sweep, key, "", params, tags, ())
 
     def start_child(
         self,
@@ -68,12 +75,12 @@ class TrackedSweep:
         datasets: Sequence[Mapping[str, str]] = (),
         tags: Mapping[str, str] | None = None,
     ) -> TrackerSpec:
-        """Open a cell's run, or go on with it; another `fingerprint` is another run.
+        """Open a cell's run, or go on with it, below this parent; another `fingerprint` is another run.
 
         `config` is shown as parameters, its `runtime` part as tags, because that may change between attempts. `datasets`
         have `name`, `digest`, `source` and `context`. `metrics` are facts to plot against (`n_params`).
         """
-        key = f"{cell}-{_digest(parent.run_id, cell, fingerprint)[:12]}"
+        key = f"{cell}-{_digest(self.workers_spool, self.experiment, cell, fingerprint)[:12]}"
         spec = self._open(cell, key, parent.run_id, config, {"fingerprint": fingerprint, **(tags or {})}, datasets)
         if metrics:
             self._tracker(spec).unique_metrics(metrics, step=0)

@@ -151,6 +151,24 @@ def test_the_scaling_curve_is_a_metric_whose_step_is_the_size(driver: Driver) ->
     assert run.data.metrics["val_loss_crate_by_non_embedding"] == 3.5
 
 
+def test_other_models_of_a_sweep_s_name_are_other_curves_and_equal_ones_keep_their_run(driver: Driver) -> None:
+    history = []
+    for models, loss in (("a",), 4.0), (("a", "b"), 5.0):
+        parent = driver.start_parent("study", {}, {}, of=models)
+        child = driver.start_child(parent, "crate-1l", "f" * 32, {})
+        driver.log_scaling(
+            parent, [{"architecture": "crate", "n_params": 100, "n_params_non_embedding": 10, "val_loss": loss}]
+        )
+        delivery = deliver(driver)
+        experiment = delivery.client.get_experiment_by_name(driver.experiment).experiment_id
+        found = {run.data.tags["crate.run"]: run for run in delivery.client.search_runs([experiment])}
+        own = found[parent.run_id].info.run_id
+        history.append([m.value for m in delivery.client.get_metric_history(own, "val_loss_crate")])
+        assert found[child.run_id].data.tags["mlflow.parentRunId"] == own
+    assert history == [[4.0], [5.0]]
+    assert len(found) == 3
+
+
 def test_a_checkpoint_is_registered_where_it_lies_and_once(driver: Driver, tmp_path: Path) -> None:
     sweep = SyntheticSweep(fresh_store(tmp_path / "store"), total_tokens=4096, d_model=8, n_head=1, top=1, random=1)
     trained: Artifact = sweep.inputs[sweep.add("crate", 1) + "/pretrain"]

@@ -105,7 +105,7 @@ def test_cells_of_one_model_are_one_point_of_a_curve(tmp_path: Path, monkeypatch
 class Opened(Told):
     """Keeps which datasets each run was opened with, and what each is told of its model."""
 
-    workers_spool = ""
+    workers_spool = experiment = ""
 
     def __init__(self, uri: str, *_: Any) -> None:
         super().__init__()
