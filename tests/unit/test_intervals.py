@@ -59,6 +59,14 @@ def test_a_mean_over_neurons_from_resamples_few_or_many(draw: Draw, resamples: i
     assert covered(interval_of, TRUTH[draw]) == pytest.approx(NOMINAL, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize(("n", "least", "most"), [(FEWEST_NEURONS, 0.55, 0.7), (100, 0.87, 0.95), (500, 0.92, 0.98)])
+def test_where_most_score_none_few_neurons_are_not_enough_as_the_docs_say(n: int, least: float, most: float) -> None:
+    def interval_of(rng: np.random.Generator) -> Estimate | None:
+        return of_values(np.where(rng.random(n) < 0.05, 0.8, 0.0) + rng.normal(0, 0.01, n))
+
+    assert least < covered(interval_of, 0.04) < most
+
+
 @pytest.mark.parametrize("layers, neurons", [(2, 10), (3, 20), (12, 2), (12, 50)])
 def test_a_mean_over_layers_of_unlike_spread(layers: int, neurons: int) -> None:
     scales = np.linspace(0.2, 1.0, layers)
