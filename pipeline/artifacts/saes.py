@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from crate_model.sae import SparseAutoencoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+RARE_FREQUENCY = 1e-5  # the released code's "rare" line
 MEASURES, DENSITIES, CURVES = "measures.parquet", "densities.parquet", "curves.parquet"
 
 MEASURE_SCHEMA = pa.schema(
@@ -44,7 +45,7 @@ MEASURE_SCHEMA = pa.schema(
         "input_l0": pa.float64(),  # mean non-zero entries of the tap itself a token
         "unexplained": pa.float64(),  # fraction of variance unexplained: squared error over squared distance from the mean
         "dead": pa.float64(),  # fraction of features that never fired
-        "rare": pa.float64(),  # fraction that fired less often than once in 100,000 tokens
+        "rare": pa.float64(),  # fraction below RARE_FREQUENCY: `dead` once more where few tokens were read
         "n_loss_tokens": pa.int64(),  # for everything below
         "loss_clean": pa.float64(),  # nats a token
         "loss_spliced": pa.float64(),  # with the tap replaced by its reconstruction

@@ -189,8 +189,12 @@ def model_score_rows(cell: Cell, made: Any) -> Rows:
 
 
 def sae_rows(cell: Cell, made: Any) -> Rows:
+    """As measured, with the loss that each adds; `rare` is null where too few tokens were read to tell it from `dead`."""
     rows = saes.read_measures(made).to_pylist()
-    return [row | {"delta_loss": row["loss_spliced"] - row["loss_clean"]} for row in rows]
+    for row in rows:
+        row["delta_loss"] = row["loss_spliced"] - row["loss_clean"]
+        row["rare"] = row["rare"] if row["n_tokens"] * saes.RARE_FREQUENCY >= 1 else None
+    return rows
 
 
 def lossless_rows(cell: Cell, made: Any) -> Rows:

@@ -20,11 +20,10 @@ from crate_model import taps
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder, spliced
 from pipeline.artifacts.activation_stream import forward_to
-from pipeline.artifacts.saes import Site
+from pipeline.artifacts.saes import RARE_FREQUENCY, Site
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.transfer import to_device
 
-RARE_FREQUENCY = 1e-5  # the released code's "rare" line
 HEAD_TOKENS = 256  # rows of logits held at a time
 
 

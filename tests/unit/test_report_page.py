@@ -186,6 +186,11 @@ def test_the_autoencoders_table_says_how_much_loss_they_cost(built_report: Built
     assert "+0.1000" in table(built_report, "saes")[0]
 
 
+def test_rare_features_are_not_told_from_dead_ones_on_few_tokens(built_report: Built) -> None:
+    rows = pq.read_table(built_report.folder / "tables/saes.parquet").to_pylist()
+    assert rows and all(row["n_tokens"] < 100_000 and row["rare"] is None and row["dead"] is not None for row in rows)
+
+
 def test_tables_lie_beside_the_page_in_both_formats(built_report: Built) -> None:
     folder = built_report.folder / "tables"
     tables = all_tables(gather(built_report.sweep.settings, built_report.sweep.inputs))
