@@ -120,7 +120,8 @@ def _interval(gap: Gap, scale: float, form: str) -> str:
 
 def _no_verdict(gap: Gap, scale: float, form: str) -> str:
     if gap.difference:
-        return f"{_interval(gap, scale, form)} and holds 0"
+        why = "the two numbers lie the other way" if gap.difference.is_apart else "holds 0"
+        return f"{_interval(gap, scale, form)} and {why}"
     return gap.why if gap.over_seeds else f"{_seeds(gap)}, and {gap.why}"
 
 

@@ -36,8 +36,12 @@ class Gap:
 
     @property
     def higher(self) -> str | None:
-        """The architecture whose number is the larger one by the interval; None where that cannot be said."""
+        """The architecture whose number is the larger one, by the interval too; None where that cannot be said."""
         if self.difference is None or not self.difference.is_apart:
+            return None
+        if (self.difference.value > 0) != (
+            self.crate > self.gpt2
+        ):  # what the sampling of neurons adds decides the order
             return None
         return "crate" if self.difference.value > 0 else "gpt2"
 

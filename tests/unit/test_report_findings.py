@@ -13,7 +13,9 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.interpret.statistics import layer_estimate, layer_row
+from pipeline.intervals import Estimate
 from pipeline.report.findings import Finding, findings
+from pipeline.report.gaps import Gap
 from pipeline.report.stage import Outcome, ReportSettings
 from pipeline.report.study import Study, gather
 from pipeline.stage import canonical
@@ -224,3 +226,10 @@ def test_each_model_is_held_to_the_entropy_of_the_tokens_that_its_loss_is_of() -
     world.add("crate", 1, 9.5, [], entropy=9.0)  # of a part of the text, or of another text
     (finding,) = world.told
     assert finding.number == "1 / 2" and "9.000 to 10.000 nats" in finding.plain
+
+
+def test_numbers_whose_order_the_sampling_of_neurons_decides_have_no_verdict() -> None:
+    """Variances are shown as they are, and compared without what sampling adds to them: a sentence needs both."""
+    difference = Estimate(0.5, 0.01, 10.0)
+    assert Gap(1.5, 1.0, (3, 3), difference).higher == "crate"
+    assert Gap(1.0, 1.5, (3, 3), difference).higher is None
