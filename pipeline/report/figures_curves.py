@@ -39,7 +39,8 @@ def loss_curves(study: Study, rows: Rows) -> Figure | None:
             own = [cell for cell in shown if cell.architecture == architecture]
             labelled = labelled_depths([cell.model.n_layer for cell in own])
             ends = [_curve(canvas, axes, study, cell, curves[cell.name]) for cell in own]
-            unigram_line(axes, study.unigram_entropy, _free_side(axes, study.unigram_entropy, ends))
+            side = _free_side(axes, study.unigram_entropy, ends)
+            unigram_line(axes, study.unigram_entropy, "unigram entropy of all of val", side)
             axes.set_title(ARCHITECTURES[architecture])
             axes.set_xlabel("tokens seen")
             axes.xaxis.set_major_formatter(lambda value, _: amount(value) if value else "0")
@@ -85,12 +86,12 @@ def _free_side(
     return "right" if entropy is not None and highest < entropy - 0.06 * (high - low) else "left"
 
 
-def unigram_line(axes: Axes, entropy: float | None, side: Literal["left", "right"] = "right") -> None:
+def unigram_line(axes: Axes, entropy: float | None, name: str, side: Literal["left", "right"] = "right") -> None:
     """The unigram entropy as a line, or as a note at the edge where it would push the data together."""
     if entropy is None:
         return
     low, high = axes.get_ylim()
-    said = f"unigram entropy of all of val {entropy:.2f}"
+    said = f"{name} {entropy:.2f}"
     style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
     x, inwards = (1, -2) if side == "right" else (0, 2)
     below = side == "left"  # where curves of training come down from above

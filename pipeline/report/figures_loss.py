@@ -43,7 +43,7 @@ def scaling(study: Study) -> Figure | None:
                 _law(axes, series)
                 _size_series(canvas, axes, study, series)
             log_axis(axes, [AXES[axis](cell) for cell in shown])
-            unigram_line(axes, study.unigram_entropy)
+            unigram_line(axes, study.measured_entropy, "unigram entropy of these tokens")
             axes.set_xlabel(axis)
         panels[0].set_ylabel("validation loss, nats a token")
         canvas.key(drawing, panels)

@@ -42,6 +42,15 @@ class Study:
         found = {cell.unigram_entropy for cell in self.cells}
         return found.pop() if len(found) == 1 else None
 
+    @property
+    def measured_entropy(self) -> float | None:
+        """Of the very tokens that the models' losses are of; None where these differ, or `evaluate` did not measure all."""
+        found = {
+            cell.artifacts["evaluate"].summary["unigram_entropy"] if cell.measured_by == "evaluate" else None
+            for cell in self.measured
+        }
+        return found.pop() if len(found) == 1 else None
+
     @cached_property
     def judges(self) -> list[str]:
         """Who explained and simulated, over all cells; shown wherever a score is."""

@@ -226,6 +226,14 @@ def test_each_model_is_held_to_the_entropy_of_the_tokens_that_its_loss_is_of() -
     world.add("crate", 1, 9.5, [], entropy=9.0)  # of a part of the text, or of another text
     (finding,) = world.told
     assert finding.number == "1 / 2" and "9.000 to 10.000 nats" in finding.plain
+    assert world.study.measured_entropy is None, "no one line in a figure is that of both"
+
+
+def test_the_line_beside_the_losses_is_of_the_tokens_that_they_are_of() -> None:
+    world = World()
+    for seed in range(2):
+        world.add("crate", seed, 9.5, [], entropy=9.0)
+    assert (world.study.measured_entropy, world.study.unigram_entropy) == (9.0, 7.0)
 
 
 def test_numbers_whose_order_the_sampling_of_neurons_decides_have_no_verdict() -> None:
