@@ -94,9 +94,13 @@ def unigram_line(axes: Axes, entropy: float | None, name: str, side: Literal["le
     said = f"{name} {entropy:.2f}"
     style: dict[str, Any] = {"fontsize": 8.5, "color": PALETTE["muted"], "ha": side, "textcoords": "offset points"}
     x, inwards = (1, -2) if side == "right" else (0, 2)
-    below = side == "left"  # where curves of training come down from above
+    below = (
+        side == "left" or entropy < axes.dataLim.ymin
+    )  # where the data are above: curves that come down, models above it
     if low - 0.7 * (high - low) <= entropy <= high + 0.7 * (high - low):
         axes.axhline(entropy, color=PALETTE["muted"], linestyle=(0, (4, 3)), linewidth=1)
+        if below:  # room for the words
+            axes.set_ylim(bottom=min(low, entropy - 0.1 * (high - entropy)))
         axes.annotate(said, (x, entropy), (inwards, -11 if below else 4), xycoords=("axes fraction", "data"), **style)
     else:
         axes.annotate(f"{said} \N{UPWARDS ARROW}", (x, 1), (inwards, -4), xycoords="axes fraction", va="top", **style)
