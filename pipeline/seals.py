@@ -62,18 +62,24 @@ def check_seal(seals: Mapping[str, Seal], step: str, artifact: Artifact, place: 
         )
 
 
-def check_made_of(artifacts: Mapping[str, Artifact], place: str) -> None:
-    """Raise ArtifactError when some were made of another content of an input than lies there now.
+def made_of_another(artifacts: Mapping[str, Artifact]) -> set[tuple[str, str]]:
+    """(step, fingerprint of an input) wherever a step read another content of that input than is there now.
 
-    So it is after an input was deleted and made anew, and came out otherwise: on another machine, with other workers.
+    So it is after an input was changed, or was deleted and came out otherwise: on another machine, with other workers.
     """
-    now = {artifact.fingerprint: (step, artifact.manifest.seal) for step, artifact in artifacts.items()}
-    stale: dict[str, str] = {}
-    for step, artifact in artifacts.items():
-        for name, fingerprint in artifact.manifest.inputs.items():
-            read, seal = now.get(fingerprint, ("", ""))
-            if read and artifact.manifest.input_seals.get(name, seal) != seal:
-                stale.setdefault(step, read)
+    seals = {artifact.fingerprint: artifact.manifest.seal for artifact in artifacts.values()}
+    return {
+        (step, fingerprint)
+        for step, artifact in artifacts.items()
+        for name, fingerprint in artifact.manifest.inputs.items()
+        if fingerprint in seals and artifact.manifest.input_seals.get(name, seals[fingerprint]) != seals[fingerprint]
+    }
+
+
+def check_made_of(artifacts: Mapping[str, Artifact], place: str) -> None:
+    """Raise ArtifactError when some were made of another content of their inputs; `place` is the store's."""
+    steps = {artifact.fingerprint: step for step, artifact in artifacts.items()}
+    stale = {step: steps[fingerprint] for step, fingerprint in sorted(made_of_another(artifacts))}
     if stale:
         folders = dict.fromkeys(f"{place}/{artifacts[step].below}" for step in stale)
         raise ArtifactError(

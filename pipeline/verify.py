@@ -14,7 +14,7 @@ from pipeline.artifacts.manifest import FILE_NAME, fingerprint_of
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.browse import planned
 from pipeline.errors import ArtifactError
-from pipeline.seals import NOTE, Seal, check_seal, read_seals
+from pipeline.seals import NOTE, Seal, check_seal, made_of_another, read_seals
 
 REPORT = "report"
 EXIT_INCOMPLETE = 10  # nothing is damaged, but not everything is made: the code with which such a sweep ends
@@ -23,33 +23,33 @@ AGAIN = "Run the sweep again: it is made anew."
 
 def verify(store: Store, run: str) -> int:
     """Print a line a step; 0 when all is whole, 10 when steps are not made yet. Raises ArtifactError when anything is damaged."""
-    found = _look(store, run)
+    made = _look(store, run)
     damaged, to_make = [], []
-    for step in found.places:
-        faults = list(found.faults(step))
+    for step in made.places:
+        faults = list(made.faults(step))
         if faults:
             damaged.append(step)
-        elif step not in found.artifacts:
+        elif step not in made.artifacts:
             to_make.append(step)
             print(f"not made {step}", flush=True)
-        elif step == REPORT and (others := found.not_of_the_run(found.artifacts[step])):
+        elif step == REPORT and (others := made.not_of_the_run(made.artifacts[step])):
             to_make.append(step)
             print(f"stale    {step}  it was made before, of other artifacts than the run's: {others}", flush=True)
         else:
-            manifest = found.artifacts[step].manifest
-            remarks = found.remarks(step)
+            manifest = made.artifacts[step].manifest
+            remarks = made.remarks(step)
             print(
                 f"whole    {step}  {manifest.total_bytes:,} bytes in {len(manifest.files)} files{remarks}", flush=True
             )
         for fault in faults:
             print(f"DAMAGED  {step}  {fault.what}\n         {fault.fix}", flush=True)
-    for name in [name for name in store.links(run) if name not in found.places]:
+    for name in [name for name in store.links(run) if name not in made.places]:
         damaged.append(name)
         print(f"DAMAGED  {name}  {store.place}/runs/{run}/{name} leads to what is no step of the run", flush=True)
         print("         Delete that link, or run the sweep again, which takes it away.", flush=True)
     if damaged:
-        told = f"{len(damaged)} of {len({*found.places, *damaged})} steps of {run!r} are not what was made: {', '.join(damaged)}"
-        raise ArtifactError(told, fix="What to do is said at each.")
+        what = f"{len(damaged)} of {len({*made.places, *damaged})} steps of {run!r} are not what was made: {', '.join(damaged)}"
+        raise ArtifactError(what, fix="What to do is said at each.")
     if not to_make:
         return 0
     print(f"{len(to_make)} steps are under way, waiting or failed: `status` says more.")
@@ -95,22 +95,12 @@ class _Look:
             check_seal(self.seals, step, artifact, self.store.place)
         except ArtifactError as error:
             yield error
-        if others := self._made_of_another(artifact):
+        if others := sorted(other for other, read in made_of_another(self.artifacts) if read == artifact.fingerprint):
             told = f"{place} is not what {', '.join(others)} {'was' if len(others) == 1 else 'were'} made of"
             yield ArtifactError(
                 told,
                 fix="Bring it back; or delete the folder that was changed, or else those that were made of it, and run again.",
             )
-
-    def _made_of_another(self, artifact: Artifact) -> list[str]:
-        """The steps that read this artifact when its content was another."""
-        found = []
-        for step, other in self.artifacts.items():
-            names = [name for name, of in other.manifest.inputs.items() if of == artifact.fingerprint]
-            read = {other.manifest.input_seals.get(name, artifact.manifest.seal) for name in names}
-            if read - {artifact.manifest.seal}:
-                found.append(step)
-        return found
 
     def _file_faults(self, artifact: Artifact) -> Iterator[ArtifactError]:
         """Files that are torn, missing or too many. Those of an object storage are fetched anew, one at a time."""
