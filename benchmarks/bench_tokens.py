@@ -79,7 +79,8 @@ def ours(corpus: Path, work: Path) -> dict:
     """The tokens stage on a private Ray cluster of two cores."""
     started = time.perf_counter()
     from pipeline import runtime
-    from pipeline.artifacts.store import Artifact, Store
+    from pipeline.artifacts.artifact import Artifact
+    from pipeline.artifacts.store import Store
     from pipeline.config import RuntimeConfig, TokensConfig
     from pipeline.stage import Context
     from pipeline.tokens import stage
@@ -166,8 +167,8 @@ def nanogpt(corpus: Path, work: Path) -> dict:
 
 
 def train_split(folder: str):
+    from pipeline.artifacts.artifact import Artifact
     from pipeline.artifacts.manifest import Manifest
-    from pipeline.artifacts.store import Artifact
     from pipeline.artifacts.tokens import TokenSplit
 
     path = Path(folder)

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from crate_model.config import ModelConfig
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURON_SCHEMA, NEURONS_A_ROW_GROUP, RecordsWriter
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.config import ActivationsConfig, InterpretConfig, RuntimeConfig
 from pipeline.interpret.backends import Simulation, SimulationRequest, Text, Usage
 from pipeline.interpret.online import score_sites_online

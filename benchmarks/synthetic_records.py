@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest, list_files
 from pipeline.artifacts.records import NEURONS_A_ROW_GROUP, Records, RecordsWriter
-from pipeline.artifacts.store import Artifact
 
 N_LAYER, N_NEURONS, WIDTHS = 12, 3072, (64, 8)
 OPENED = 5  # times that the files are opened

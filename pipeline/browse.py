@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import why
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.progress import duration, progress_text, read_progress
 

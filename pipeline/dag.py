@@ -14,7 +14,8 @@ from typing import Any
 
 from crate_model.flops import train_flops_per_token
 from pipeline.activations.stage import ACTIVATIONS, FEATURES
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.config_grid import points
 from pipeline.config_load import Cell, LoadedConfig

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import runtime
-from pipeline.artifacts.store import Artifact, disk_error
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import disk_error
 from pipeline.dag import Plan, Step
 from pipeline.errors import CrateError, StageError
 from pipeline.stage import Context

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crate_model.flops import count_parameters, six_n_flops_per_token, train_flops_per_token
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig
 from pipeline.config_load import Cell
 from pipeline.dag import Plan, stage_in, training_flops, why_made

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import why
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.errors import ArtifactError
 
 NOTE = "seals.json"

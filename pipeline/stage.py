@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import fingerprint_of
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.config import Config, RuntimeConfig
 from pipeline.errors import ResourceError
 from pipeline.progress import Progress

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crate_model.flops import count_parameters
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.dag import Plan, report_step
 from pipeline.execute import Result
 from pipeline.report.cells import READING, TOKENS_KEY, Cell

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.naming import flat
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_spool import LocalSpool, SpoolTracker, shown, write_whole

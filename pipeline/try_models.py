@@ -17,9 +17,10 @@ from crate_model.checkpoint import load_checkpoint
 from crate_model.model import LanguageModel
 from crate_model.sae import SparseAutoencoder
 from pipeline.artifacts import saelens, saes
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.manifest import FILE_NAME, Manifest
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.browse import artifact_of, planned
 from pipeline.config import SteerConfig
 from pipeline.errors import ConfigError

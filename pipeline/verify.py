@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import FILE_NAME, fingerprint_of
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.browse import planned
 from pipeline.errors import ArtifactError
 from pipeline.seals import NOTE, Seal, check_seal, made_of_another, read_seals

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from crate_model.config import ModelConfig
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import EXCERPT_SCHEMA, NEURON_SCHEMA, RecordsWriter
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import ActivationsConfig, InterpretConfig
 from pipeline.interpret.stage import Settings

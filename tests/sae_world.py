@@ -15,9 +15,10 @@ from crate_model.config import ModelConfig
 from crate_model.model import LanguageModel
 from pipeline.artifacts import records
 from pipeline.artifacts.activation_stream import forward_to
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import Site
 from pipeline.artifacts.scores import write_scores
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig, SAEConfigSection
 from pipeline.stage import Context
 from pipeline.tracking import TrackerSpec

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import (
     EXCERPT_SCHEMA,
     NEURONS_A_ROW_GROUP,
     RecordsWriter,
 )
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.interpret.basis import Part
 from pipeline.report.cells import Cell

@@ -9,7 +9,8 @@ from typing import Any
 
 import zstandard
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.config import RuntimeConfig, TokensConfig
 from pipeline.stage import Context
 from pipeline.tokens.job import TokensJob

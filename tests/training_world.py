@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from crate_model.config import ModelConfig
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import PretrainConfig, RuntimeConfig, TokensConfig
 from pipeline.pretrain.job import PretrainSettings, TrainingJob

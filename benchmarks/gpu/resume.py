@@ -18,7 +18,8 @@ from verdicts import ROOT
 from gpu.exactness import relative
 from gpu.session import Evidence
 from gpu.world import text_store
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.pretrain import resume
 
 SAVE_EVERY = 10  # steps

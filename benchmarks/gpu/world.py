@@ -12,8 +12,9 @@ import numpy as np
 from crate_model.config import ModelConfig
 from gpu.models import ours
 from gpu.session import Evidence
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import write_model
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import Config, RuntimeConfig, TokensConfig
 from pipeline.errors import CrateError

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pipeline.activations.corpus import Corpus, pilot_batches
 from pipeline.activations.sites import check_layers
 from pipeline.activations.wanted import Wanted
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep, model_config
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import ActivationsConfig
 from pipeline.errors import ArtifactError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.activation_stream import forward_through, forward_to
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep
-from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig
 from pipeline.errors import ArtifactError, ConfigError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep
-from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig, Config
 from pipeline.stage import Context, Stage, Summary
 

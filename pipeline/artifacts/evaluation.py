@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, token_bytes
 

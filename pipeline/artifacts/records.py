@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 
 NEURONS, EXCERPTS = "neurons.parquet", "excerpts.parquet"

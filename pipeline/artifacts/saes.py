@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 
 NEURONS, LAYERS = "neurons.parquet", "scores.parquet"
 NAMES = pa.dictionary(pa.int32(), pa.string())

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 
 EFFECTS, DOSES, LOSSLESS, SAMPLES = "effects.parquet", "doses.parquet", "lossless.parquet", "samples.json"
 

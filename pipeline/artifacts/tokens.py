@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.order import count_windows
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.token_shards import SCHEMA, Document
 from pipeline.errors import ArtifactError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 
 
 def verify_once(store: Store, artifact: Artifact) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from crate_model.diagnostics import diagnose
 from crate_model.model import LanguageModel
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.evaluation import DomainTotals, ValWindows
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, N_TOKENS, gpt2_encoding
 from pipeline.config import EvaluateConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.interpret.layer import SiteScores, score_site

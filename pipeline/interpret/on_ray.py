@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.errors import CrateError
 from pipeline.interpret.reading import Site
 from pipeline.progress import Progress

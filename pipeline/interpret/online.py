@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.errors import StageError

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import EXCERPT_SCHEMA, Records, quantile_bins
-from pipeline.artifacts.store import Artifact
 from pipeline.config import ActivationsConfig
 from pipeline.interpret.excerpts import LayerExcerpts
 

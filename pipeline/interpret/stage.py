@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crate_model.config import ModelConfig
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import ActivationsConfig, Config, InterpretConfig
 from pipeline.stage import Context, Stage, Summary
 

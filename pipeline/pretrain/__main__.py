@@ -17,7 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.config import Config
 from pipeline.config_load import Cell, load_config
 from pipeline.errors import ArtifactError, ConfigError, CrateError

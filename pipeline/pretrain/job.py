@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crate_model.config import ModelConfig
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import PretrainConfig
 from pipeline.stage import Context
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import errors
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import Config
 from pipeline.pretrain.batches import plan_batches
 from pipeline.pretrain.job import OUTCOME, PretrainSettings, TrainingJob

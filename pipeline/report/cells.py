@@ -14,7 +14,7 @@ from typing import Any
 
 from crate_model.config import ModelConfig
 from crate_model.flops import ParameterCount, count_parameters, train_flops_per_token
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.naming import flat
 from pipeline.report.text import amount, is_of_autoencoder
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import intervals
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.evaluation import read_domains
 from pipeline.artifacts.scores import Scores, family_of
-from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError
 from pipeline.naming import flat
 from pipeline.report.text import METRICS

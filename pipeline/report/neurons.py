@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import NEURONS, Records
 from pipeline.artifacts.scores import Scores, family_of
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.report.one_neuron import histogram, moments
 from pipeline.report.study import Cell, Study

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import LAST_OCTAVE, Excerpt, Records, histogram_edges
 from pipeline.artifacts.scores import Scores
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.report.text import METRICS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import ReportConfig
 from pipeline.stage import Context, Stage, Summary
 

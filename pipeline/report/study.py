@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.report.cells import ARCHITECTURES as ARCHITECTURES
 from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_KEYS, canonical_text
 from pipeline.report.cells import TRAINING as TRAINING

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import CURVE_SCHEMA, DENSITY_SCHEMA, Site, write_sae
-from pipeline.artifacts.store import Artifact
 from pipeline.sae.planned import n_steps
 from pipeline.sae.watcher import Watcher
 from pipeline.stage import Context

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import Site
-from pipeline.artifacts.store import Artifact
 from pipeline.runtime import has_gpu
 from pipeline.sae.group import GroupResult, make_group
 from pipeline.stage import Context

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from crate_model.config import ModelConfig
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import Site, tap_width
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.config import SAEConfigSection
 from pipeline.errors import ConfigError

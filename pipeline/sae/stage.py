@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep
-from pipeline.artifacts.store import Artifact
 from pipeline.config import SAEConfigSection
 from pipeline.stage import Context, Stage, Summary
 

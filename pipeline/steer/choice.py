@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.records import Records
 from pipeline.artifacts.saes import Site, read_densities
 from pipeline.artifacts.scores import Scores
-from pipeline.artifacts.store import Artifact
 from pipeline.config import SteerEdit
 
 Live = Mapping[str, Mapping[int, float]]  # site -> the neurons or features that fire at all, with their maximum

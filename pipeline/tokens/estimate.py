@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import TokensConfig
 from pipeline.errors import ResourceError
 from pipeline.tokens.documents import SourceDocument

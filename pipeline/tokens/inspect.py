@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.order import window_ids
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import gpt2_encoding
 

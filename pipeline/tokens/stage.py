@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.config import TokensConfig
 from pipeline.errors import StageError
 from pipeline.stage import Context, Stage, Summary

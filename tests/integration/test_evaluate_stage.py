@@ -14,9 +14,10 @@ from training_world import MODEL, N_CTX, make_job, make_tokens
 
 from crate_model import taps
 from crate_model.model import LanguageModel
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import CURVE, KeptStep, kept_steps, load_model, tokens_seen, write_curve, write_model
 from pipeline.artifacts.evaluation import DomainTotals, ValBatch, ValWindows
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding, token_bytes
 from pipeline.config import EvaluateConfig

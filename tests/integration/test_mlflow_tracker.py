@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.mlflow_tracker import Delivery, mark_killed
 from pipeline.tracking import TrackerSpec
 from pipeline.tracking_driver import TrackedSweep

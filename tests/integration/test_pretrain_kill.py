@@ -15,7 +15,8 @@ import pytest
 import yaml
 from training_world import MODEL, RECIPE, make_tokens
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.pretrain import resume
 
 ROOT = Path(__file__).parents[2]

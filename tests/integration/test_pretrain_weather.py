@@ -19,8 +19,9 @@ from torch._inductor import cpp_builder
 from training_world import make_job, make_tokens, with_runtime
 
 from crate_model.model import LanguageModel
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.storage import Storage
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.pretrain import loop, resume
 from pipeline.pretrain.__main__ import process_group
 from pipeline.pretrain.job import HANG, MICRO_BATCH, OPTIMIZER, OUTCOME, TrainingJob

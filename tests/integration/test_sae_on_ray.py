@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sae_world import World, changed
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import load_sae, read_curves, read_densities, read_measures, sites
-from pipeline.artifacts.store import Artifact
 from pipeline.config import SAEConfigSection
 from pipeline.errors import ConfigError, StageError
 from pipeline.sae.group import made_folder, make_group

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.storage import Storage
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.errors import ArtifactError, ClientError
 from pipeline.progress import Progress, read_progress
 from pipeline.verify import verify

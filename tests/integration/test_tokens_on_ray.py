@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import STOP_NOTE
 from pipeline.tokens import stage

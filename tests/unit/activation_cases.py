@@ -14,8 +14,9 @@ from pipeline.activations.extract import Extractor
 from pipeline.activations.finish import write_records
 from pipeline.activations.job import plan_job
 from pipeline.activations.stage import Settings
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import write_model
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.config import ActivationsConfig, RuntimeConfig
 from pipeline.stage import Context

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from interpret_world import WIDTHS, planted, settings
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import token_strings
 from pipeline.config import Config, InterpretConfig

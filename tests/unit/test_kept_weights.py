@@ -14,9 +14,9 @@ from sae_world import SETTINGS, World, changed, make_model
 from crate_model.checkpoint import save_checkpoint
 from pipeline.activations import stage as activations
 from pipeline.artifacts import steering
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import KeptStep, load_model
 from pipeline.artifacts.records import Records
-from pipeline.artifacts.store import Artifact
 from pipeline.cli import main
 from pipeline.config import SteerConfig
 from pipeline.errors import ArtifactError

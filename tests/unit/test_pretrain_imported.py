@@ -11,9 +11,9 @@ from sae_world import SETTINGS as SAE
 from sae_world import World, changed
 
 from crate_model.checkpoint import save_checkpoint
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.checkpoint import load_model, model_config, read_curve
 from pipeline.artifacts.saes import read_measures
-from pipeline.artifacts.store import Artifact
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError
 from pipeline.pretrain.__main__ import main

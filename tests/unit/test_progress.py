@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.execute import Result
 from pipeline.progress import Progress, ProgressState, amount, duration, progress_text, read_progress
 from pipeline.watch import LOG_EVERY_SECONDS, Watch

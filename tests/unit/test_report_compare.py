@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.artifacts import evaluation
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.scores import NEURON_SCHEMA, write_scores
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.report.compare import _score_row, compare
 from tests.synthetic_artifacts import hash_of
 from tests.synthetic_sweep import fresh_store

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.interpret.statistics import layer_estimate, layer_row
 from pipeline.intervals import Estimate

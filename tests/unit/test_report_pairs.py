@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.naming import flat
 from pipeline.report.cells import MEASURING_KEYS, OWN_KEYS

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from crate_model.config import SAEConfig
 from crate_model.sae import SparseAutoencoder
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saelens import export_saelens, import_saelens
 from pipeline.artifacts.saes import Site, find_site, load_sae, sites, write_sae
-from pipeline.artifacts.store import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 
 VARIANTS = ("relu", "topk", "batchtopk", "jumprelu")

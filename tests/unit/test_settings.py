@@ -15,8 +15,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, SteerEdit
 from pipeline.config_load import LoadedConfig, load_config
 from pipeline.dag import Plan, Step, plan, report_step

@@ -12,8 +12,9 @@ from sae_world import World, make_model, site
 from crate_model.config import SAEConfig
 from crate_model.sae import SparseAutoencoder
 from pipeline.artifacts import steering
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.saes import CURVE_SCHEMA, write_sae, write_tables
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.config import SteerConfig, SteerEdit
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.artifacts.verified import verify_once
 from pipeline.errors import ArtifactError
 

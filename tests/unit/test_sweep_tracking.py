@@ -11,7 +11,8 @@ from crate_model.config import ModelConfig
 from crate_model.flops import train_flops_per_token
 from crate_model.model import LanguageModel
 from pipeline import sweep_tracking
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.store import Store
 from pipeline.config_load import load_config
 from pipeline.dag import plan, report_step
 from pipeline.execute import Result

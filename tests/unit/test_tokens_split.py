@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import token_shards
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest, list_files
-from pipeline.artifacts.store import Artifact
 from pipeline.artifacts.token_shards import ShardWriter
 from pipeline.artifacts.tokens import TokenSplit
 from pipeline.artifacts.vocabulary import END_OF_TEXT, gpt2_encoding

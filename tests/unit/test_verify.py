@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import Manifest, fingerprint_of
-from pipeline.artifacts.store import Artifact, Store
+from pipeline.artifacts.store import Store
 from pipeline.cli import main
 from pipeline.config import Config, RuntimeConfig
 from pipeline.config_load import LoadedConfig
