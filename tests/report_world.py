@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -93,3 +94,17 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
+
+
+def table(built: Built, name: str) -> list[list[str]]:
+    """The cells of a table on the page, row by row, as text."""
+    body = built.html.partition(f'id="table-{name}"')[2].partition("</table>")[0].partition("<tbody>")[2]
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+    return [[Page(cell).text for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)] for row in rows]
+
+
+def figure_of(built: Built, name: str) -> str:
+    """A figure's caption, key and words, without its marks."""
+    html = built.html
+    start = html.index(f'<figure id="fig-{name}">')
+    return Page(re.sub(r"<svg.*?</svg>", "", html[start : html.index("</figure>", start)], flags=re.DOTALL)).text
