@@ -66,7 +66,7 @@ def check_seal(seals: Mapping[str, Seal], step: str, artifact: Artifact, place: 
 def made_of_another(artifacts: Mapping[str, Artifact]) -> set[tuple[str, str]]:
     """(step, fingerprint of an input) wherever a step read another content of that input than is there now.
 
-    So it is after an input was changed, or was deleted and came out otherwise: on another machine, with other workers.
+    This happens when an input was changed, or was deleted and made again with other bits: on another machine, say.
     """
     seals = {artifact.fingerprint: artifact.manifest.seal for artifact in artifacts.values()}
     return {

@@ -49,7 +49,7 @@ class SweepTracking:
         runs = TrackedSweep(uri, plan.name, folder / "mlflow-spool", remote)
         tags = machine_tags()
         curved = sorted({step.fingerprint for step in plan.steps.values() if step.stage.name in CURVED})
-        parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags, of=curved)
+        parent = runs.start_parent(plan.name, _shown(plan.loaded.config), tags, curves_of=curved)
         cells = {"": parent}
         read = gather(
             report_step(plan, {}, {}).settings, {}

@@ -55,14 +55,14 @@ class TrackedSweep:
         self._tell({"uri": self.uri, "spool": str(self.spool), "remote": remote})
 
     def start_parent(
-        self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str], of: Sequence[str] = ()
+        self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, str], curves_of: Sequence[str] = ()
     ) -> TrackerSpec:
         """Open the sweep's own run, or go on with it.
 
-        `of` are the fingerprints of all that its scaling curves are told from: of others it is another run, since a curve keeps
-        every point that it ever had.
+        `curves_of` are the fingerprints of the artifacts that its scaling curves are drawn from. Of other artifacts it is another
+        run, because MLflow keeps every point that a curve ever had.
         """
-        key = f"{sweep}-{_digest(self.workers_spool, sweep, *of)[:12]}"
+        key = f"{sweep}-{_digest(self.workers_spool, sweep, *curves_of)[:12]}"
         return self._open(sweep, key, "", params, tags, ())
 
     def start_child(

@@ -61,14 +61,14 @@ def told_of(scored: Sequence[SiteScores], of_judges: Sequence[Refusals], most: f
     nulls = f"the judge refused the controls of {bare} of {controls} neurons, {again}"
     if bare > max(most, MOST_CONTROLS) * controls:
         raise ClientError(nulls, fix=FIX)
-    told = [f"{said}. They have no score."] if refused else []
-    return told + ([f"{nulls}. The nulls stand on the others."] if bare else [])
+    sentences = [f"{said}. They have no score."] if refused else []
+    return sentences + ([f"{nulls}. The nulls stand on the others."] if bare else [])
 
 
-def _worst(scored: Sequence[SiteScores], refused: str, asked: str) -> tuple[int, int]:
+def _worst(scored: Sequence[SiteScores], refused: str, of: str) -> tuple[int, int]:
     """These two counts of the metric that has the largest share of refusals."""
     counts: dict[str, tuple[int, int]] = {}
     for metric, row in (pair for site in scored for pair in site.rows.items()):
         before = counts.get(metric, (0, 0))
-        counts[metric] = before[0] + row[refused], before[1] + row[asked]
+        counts[metric] = before[0] + row[refused], before[1] + row[of]
     return max(counts.values(), key=lambda pair: pair[0] / max(1, pair[1]))

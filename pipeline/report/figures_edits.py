@@ -116,15 +116,15 @@ def steering_doses(study: Study, rows: Rows) -> Figure | None:
 
 def _dose_lines(study: Study, rows: Rows) -> list[tuple[str, str, str, Rows]]:
     """(cell, neuron or feature, role, rows) of every line; both roles have the same edits."""
-    found: list[tuple[str, str, str, Rows]] = []
+    lines: list[tuple[str, str, str, Rows]] = []
     for name in (cell.name for cell in study.cells):
         for kind in ("neuron", "feature"):
             own = [row for row in rows if row["cell"] == name and unit_kind(row) == kind]
             controlled = {row["edit"] for row in own if row["role"] == "control"}
             own = [row for row in own if row["edit"] in controlled or not controlled]
             by_role = {role: [row for row in own if row["role"] == role] for role in ("steered", "control")}
-            found += [(name, kind, role, of_role) for role, of_role in by_role.items() if of_role]
-    return found
+            lines += [(name, kind, role, of_role) for role, of_role in by_role.items() if of_role]
+    return lines
 
 
 def _edits_said(rows: Rows, kind: str) -> str:
@@ -134,10 +134,10 @@ def _edits_said(rows: Rows, kind: str) -> str:
 
 def dose_means(rows: Rows, column: str) -> dict[float, float]:
     """Dose -> mean over edits, of the mean over an edit's own controls."""
-    found: dict[float, dict[int, list[float]]] = {}
+    by_dose: dict[float, dict[int, list[float]]] = {}
     for row in rows:
-        found.setdefault(row["dose"], {}).setdefault(row["edit"], []).append(row[column])
-    return {dose: float(np.mean([np.mean(own) for own in found[dose].values()])) for dose in sorted(found)}
+        by_dose.setdefault(row["dose"], {}).setdefault(row["edit"], []).append(row[column])
+    return {dose: float(np.mean([np.mean(own) for own in by_dose[dose].values()])) for dose in sorted(by_dose)}
 
 
 def autoencoders(study: Study, rows: Rows) -> Figure | None:

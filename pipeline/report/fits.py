@@ -60,6 +60,11 @@ class Fit:
         return float(low), float(high)
 
     @property
+    def all_identified(self) -> bool:
+        """Whether the data say something of every exponent, and so of E, which is what they leave."""
+        return all(self.identified(index) for index in range(len(self.exponents)))
+
+    @property
     def floor_interval(self) -> tuple[float, float]:
         """Of E."""
         low, high = np.quantile(self.samples[:, 0], LEVELS)

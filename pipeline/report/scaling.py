@@ -37,8 +37,7 @@ def fit_row(series: Series) -> dict[str, Any]:
             f"{name}_high": high,
         }
         row[f"{name}_identified"] = bool(series.fit and there and series.fit.identified(index))
-    found = series.fit
-    row["E_identified"] = found is not None and all(found.identified(index) for index in range(len(found.exponents)))
+    row["E_identified"] = bool(series.fit and series.fit.all_identified)
     return row
 
 

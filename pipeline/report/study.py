@@ -45,11 +45,11 @@ class Study:
     @property
     def measured_entropy(self) -> float | None:
         """Of the very tokens that the models' losses are of; None where these differ, or `evaluate` did not measure all."""
-        found = {
+        entropies = {
             cell.artifacts["evaluate"].summary["unigram_entropy"] if cell.measured_by == "evaluate" else None
             for cell in self.measured
         }
-        return found.pop() if len(found) == 1 else None
+        return entropies.pop() if len(entropies) == 1 else None
 
     @cached_property
     def judges(self) -> list[str]:

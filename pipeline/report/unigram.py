@@ -24,9 +24,11 @@ def context_users(models: Sequence[Cell]) -> ContextUsers | None:
     measured = tuple(cell for cell in models if "evaluate" in cell.artifacts)
     if not measured:
         return None
-    told = [cell.artifacts["evaluate"].summary for cell in measured]
-    entropies = [f"{entropy:.3f}" for entropy in sorted(facts["unigram_entropy"] for facts in told)]
+    summaries = [cell.artifacts["evaluate"].summary for cell in measured]
+    entropies = [f"{entropy:.3f}" for entropy in sorted(summary["unigram_entropy"] for summary in summaries)]
     below = tuple(
-        cell for cell, facts in zip(measured, told, strict=True) if facts["val_loss"] < facts["unigram_entropy"]
+        cell
+        for cell, summary in zip(measured, summaries, strict=True)
+        if summary["val_loss"] < summary["unigram_entropy"]
     )
     return ContextUsers(measured, below, " to ".join(dict.fromkeys((entropies[0], entropies[-1]))))

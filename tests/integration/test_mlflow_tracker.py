@@ -154,7 +154,7 @@ def test_the_scaling_curve_is_a_metric_whose_step_is_the_size(driver: Driver) ->
 def test_other_models_of_a_sweep_s_name_are_other_curves_and_equal_ones_keep_their_run(driver: Driver) -> None:
     history = []
     for models, loss in (("a",), 4.0), (("a", "b"), 5.0):
-        parent = driver.start_parent("study", {}, {}, of=models)
+        parent = driver.start_parent("study", {}, {}, curves_of=models)
         child = driver.start_child(parent, "crate-1l", "f" * 32, {})
         driver.log_scaling(
             parent, [{"architecture": "crate", "n_params": 100, "n_params_non_embedding": 10, "val_loss": loss}]
