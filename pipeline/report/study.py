@@ -14,7 +14,7 @@ from pipeline.report.cells import CHECKPOINT_KEY, IMPORTED_KEY, READING, SHAPE_K
 from pipeline.report.cells import TRAINING as TRAINING
 from pipeline.report.cells import Cell as Cell
 from pipeline.report.stage import ReportSettings
-from pipeline.report.text import amount
+from pipeline.report.text import tokens_between
 
 Rows = Sequence[dict[str, Any]]  # of a table
 OF_A_SHAPE = ("model.n_head", IMPORTED_KEY)  # no news where each shape has its own
@@ -153,8 +153,7 @@ class Study:
 
 
 def tokens_said(cells: Iterable[Cell]) -> str:
-    tokens = sorted({cell.train_tokens for cell in cells})
-    return " to ".join(map(amount, dict.fromkeys((tokens[0], tokens[-1])))) + " tokens"
+    return tokens_between([cell.train_tokens for cell in cells])
 
 
 def gather(settings: ReportSettings, inputs: Mapping[str, Artifact]) -> Study:

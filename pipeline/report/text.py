@@ -28,8 +28,12 @@ def amount(value: float) -> str:
 
 def read_on(rows: Sequence[Mapping[str, Any]], column: str = "n_tokens") -> str:
     """`4.1k to 8.19M tokens`: what the rows of a table were measured on."""
-    ends = [limit(row[column] for row in rows) for limit in (min, max)]
-    return f"{' to '.join(dict.fromkeys(map(amount, ends)))} tokens"
+    return tokens_between([row[column] for row in rows])
+
+
+def tokens_between(counts: Sequence[float]) -> str:
+    """From the fewest to the most: `65.5k tokens`, `65.5k to 131k tokens`."""
+    return f"{' to '.join(dict.fromkeys(map(amount, (min(counts), max(counts)))))} tokens"
 
 
 def scored_on(metric: str, parts: list[Mapping[str, Any]]) -> str:

@@ -88,6 +88,7 @@ def test_losses_and_scores_that_were_measured_in_unlike_ways_are_named_apart(tmp
     built = build(sweep, tmp_path / "report")
     assert "measured in training)" in table(built, "cells")[0][-2]
     drawn = figure_of(built, "scores_against_loss")
+    assert "Judge of the scores here" in built.html and "A token table is no language model" in built.html
     assert "measured in training)" in drawn and "GPT-2 (top 10, " in drawn and "Better models" not in drawn
 
 
